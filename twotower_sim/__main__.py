@@ -1,0 +1,3 @@
+from twotower_sim.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""The command line. Exit codes: 0 done, 2 bad input, 130 interrupted. Heavy imports wait until they are needed."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twotower_sim.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
+    "Simulate deployments of Nemotron-TwoTower (block diffusion with two towers) and of its autoregressive baseline."
+))  # fmt: skip
+scenario_app = typer.Typer(no_args_is_help=True, help="Check scenario files.")
+app.add_typer(scenario_app, name="scenario")
+
+ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value of the scenario; may be repeated."),
+]
+
+
+@app.command()
+def run(
+    scenario: ScenarioFile,
+    set: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; out/<name> if not given.")] = None,
+    timeline: Annotated[Path | None, typer.Option(help="Also write a Chrome/Perfetto trace to this file.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Replay a workload through a deployment; print and write what a capacity planner needs."""
+    from twotower_sim.report import run_and_report
+
+    run_and_report(scenario, set or [], out, timeline, quiet)
+
+
+@scenario_app.command()
+def check(scenario: ScenarioFile, set: Overrides = None) -> None:
+    """Read a scenario and everything it names, and say what it resolves to, without running it."""
+    from twotower_sim.report import check_scenario
+
+    check_scenario(scenario, set or [])
+
+
+@scenario_app.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, for editors."""
+    import json
+
+    from twotower_sim.scenario import Scenario
+
+    typer.echo(json.dumps(Scenario.model_json_schema(), indent=2))
+
+
+def main() -> None:
+    try:
+        app()
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted; earlier results are as they were.", file=sys.stderr)
+        sys.exit(130)

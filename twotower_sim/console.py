@@ -1,0 +1,78 @@
+"""What a person reads on the terminal."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+COLUMNS = ("avg", "min", "max", "p99", "p90", "p75", "p50", "std")
+NARROW_COLUMNS = ("avg", "p50", "p90", "p99", "max")
+NARROW = 100
+TITLES = {
+    "time_to_first_token": "Time to First Token (ms)",
+    "time_to_second_token": "Time to Second Token (ms)",
+    "inter_token_latency": "Inter Token Latency (ms)",
+    "request_latency": "Request Latency (ms)",
+    "queue_time": "Queue Time (ms)",
+    "commit_gap": "Commit Gap (ms)",
+    "block_latency": "Block Latency (ms)",
+    "nfe_per_block": "NFE per Block",
+    "tokens_per_nfe": "Tokens per NFE",
+    "input_sequence_length": "Input Length (tokens)",
+    "output_sequence_length": "Output Length (tokens)",
+    "output_token_throughput_per_user": "Output Tokens/s per User",
+    "output_token_throughput": "Output Tokens/s",
+    "output_token_throughput_per_gpu": "Output Tokens/s per GPU",
+    "request_throughput": "Requests/s",
+    "goodput": "Goodput (requests/s)",
+    "good_request_fraction": "Good Requests (share)",
+}
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """AIPerf's table, then where the time, the memory and the figures went."""
+    columns = COLUMNS if console.width >= NARROW else NARROW_COLUMNS
+    table = Table(title=f"twotower-sim | {summary['name']}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("Metric")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, metric in summary["metrics"].items():
+        if metric["avg"] is not None:
+            table.add_row(TITLES[name], *(_number(metric[c]) for c in columns))
+    console.print(table)
+    for line in _lines(summary):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    counts, use, memory, cost = (summary[key] for key in ("counts", "utilisation", "memory", "cost"))
+    lines = [
+        f"Requests    {counts['completed']:,} of {counts['arrived']:,} completed in {use['duration_s']:,.1f} s, "
+        f"{counts['rejected']:,} rejected, {counts['preemptions']:,} preemptions, {counts['rounds']:,} rounds",
+        f"GPUs        {use['gpus']}, busy {use['busy']:.1%} of the time"
+        + (f", ${cost['usd_per_million_output_tokens']:,.2f} per million output tokens" if cost["usd"] else ""),
+    ]
+    for name, shares in use["share_of_time"].items():
+        lines.append(f"{name.capitalize():12}" + ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items()))
+    lines.append(
+        f"Memory      KV blocks {memory['kv_blocks_peak']:,} of {memory['kv_blocks']:,}, "
+        f"Mamba states {memory['state_slots_peak']:,} of {memory['state_slots']:,} at most in use"
+    )
+    lines += [f"{key.replace('_', ' ').capitalize():12}{source}" for key, source in summary["provenance"].items()]
+    return lines + [f"Warning     {warning}" for warning in summary["warnings"]]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}"
+
+
+def progress_bar(console: Console, total: int, what: str) -> Progress:
+    """On stderr, and silent where that is no terminal."""
+    bar = Progress(
+        TextColumn(what), BarColumn(), TextColumn("{task.completed:,} of {task.total:,}"), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    bar.add_task(what, total=total)
+    return bar

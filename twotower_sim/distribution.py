@@ -1,0 +1,83 @@
+"""Samples into AIPerf's summary of a metric: avg, min, max, std and percentiles."""
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+PERCENTILES = (50, 75, 90, 95, 99)
+EXACT_SAMPLES = 1 << 22
+"""Up to this many samples percentiles are exact; beyond, samples within 0.1 % of each other are counted as one."""
+_BIN = 1e-3
+_ZERO = 1e-12
+
+
+class Distribution:
+    """Collects weighted samples >= 0 and summarises them in bounded memory."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self._held = self._count = 0
+        self._sum = self._squares = 0.0
+        self._min, self._max = np.inf, -np.inf
+
+    def add(self, samples: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Samples (n,) with integer weights (n,), 1 where not given."""
+        if weights is None:
+            weights = np.ones(len(samples), np.int64)
+        samples, weights = samples[weights > 0].astype(float), weights[weights > 0]
+        if not len(samples):
+            return
+        self._count += int(weights.sum())
+        self._sum += float(samples @ weights)
+        self._squares += float(samples**2 @ weights)
+        self._min, self._max = min(self._min, float(samples.min())), max(self._max, float(samples.max()))
+        self._keep(samples, weights)
+        if self._held > EXACT_SAMPLES:
+            self._fold()
+
+    def _keep(self, samples: np.ndarray, weights: np.ndarray) -> None:
+        self._kept.append((samples, weights))
+        self._held += len(samples)
+
+    def _fold(self) -> None:
+        """Replace the samples of a bin by its centre, which falls into the same bin again."""
+        samples, weights = (np.concatenate(part) for part in zip(*self._kept, strict=True))
+        bins = np.floor(np.log(np.maximum(samples, _ZERO)) / _BIN).astype(np.int64)
+        low = int(bins.min())
+        counts = np.bincount(bins - low, weights).astype(np.int64)
+        filled = np.flatnonzero(counts)
+        self._kept, self._held = [], 0
+        self._keep(np.exp((filled + low + 0.5) * _BIN), counts[filled])
+
+    def summary(self, unit: str) -> dict[str, Any]:
+        """``{unit, count, avg, min, max, std, p50, …}``; null where there are too few samples. ``std`` is the sample's."""
+        keys = ["avg", "min", "max", "std", *(f"p{p}" for p in PERCENTILES)]
+        if not self._count:
+            return {"unit": unit, "count": 0} | dict.fromkeys(keys)
+        avg = self._sum / self._count
+        variance = (self._squares - self._sum * avg) / (self._count - 1) if self._count > 1 else None
+        std = None if variance is None else sqrt(max(variance, 0.0))  # below 0 by rounding only
+        values = [avg, self._min, self._max, std, *self._percentiles()]
+        return {"unit": unit, "count": self._count} | dict(zip(keys, values, strict=True))
+
+    def _percentiles(self) -> list[float]:
+        """Linear interpolation between order statistics, as numpy's default."""
+        samples, weights = (np.concatenate(part) for part in zip(*self._kept, strict=True))
+        order = np.argsort(samples)
+        samples, below = samples[order], np.cumsum(weights[order])
+        at = (self._count - 1) * np.array(PERCENTILES) / 100
+        low, high = (samples[np.searchsorted(below, side(at), side="right")] for side in (np.floor, np.ceil))
+        return np.clip(low + (high - low) * (at - np.floor(at)), self._min, self._max).tolist()
+
+
+def scalar(value: float | None, unit: str) -> dict[str, Any]:
+    """A figure of the whole run in the same shape; it has no distribution."""
+    return {"unit": unit, "avg": value} | dict.fromkeys(["min", "max", "std", *(f"p{p}" for p in PERCENTILES)])
+
+
+def of(samples: np.ndarray, unit: str) -> dict[str, Any]:
+    """Summary of samples that are all there."""
+    distribution = Distribution()
+    distribution.add(samples)
+    return distribution.summary(unit)

@@ -1,0 +1,126 @@
+"""Replicas behind a router, and the load that comes at them: SimPy carries arrivals and completions.
+
+Order of events at one instant: rounds that end; requests that arrive; then rounds that start.
+
+With open load, nothing happens because a request completes, so replicas are *lazy*: a replica catches up when
+somebody touches it. In a closed loop completions cause arrivals, so each replica is *live*: a process that
+runs one round at a time. Both give the same result (a test holds them against each other).
+"""
+
+from collections.abc import Callable, Generator
+from typing import Protocol
+
+import simpy
+from simpy.events import Event
+
+from twotower_sim.requests import Requests
+from twotower_sim.router import LOAD_BLIND, ROUTERS
+from twotower_sim.schedule import Sequence
+
+CHUNK = 65536
+
+
+class Replica(Protocol):
+    """An engine, as the fleet drives it."""
+
+    clock_ns: int
+
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def outstanding_requests(self) -> int: ...
+    @property
+    def outstanding_tokens(self) -> int: ...
+    def submit(self, seq: Sequence, now_ns: int) -> None: ...
+    def settle(self, now_ns: int) -> None: ...
+    def advance(self, until_ns: int) -> None: ...
+
+
+class _RoundStart(Event):
+    """Happens now, after every ordinary event of this instant."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        env.schedule(self, priority=2)
+
+
+class Fleet:
+    """Routes requests to replicas on a SimPy clock of integer nanoseconds."""
+
+    def __init__(
+        self, router: str, seed: int, sequence: Callable[[int], Sequence], arrived: Callable[[int, int], None], live: bool
+    ) -> None:
+        """``sequence`` makes the sequence of a request id; ``arrived(request, now_ns)`` hears of every arrival."""
+        self.env = simpy.Environment(0)
+        self.replicas: list[Replica] = []
+        self._route, self._blind, self._seed = ROUTERS[router], router in LOAD_BLIND, seed
+        self._sequence, self._arrived, self._live = sequence, arrived, live
+        self._bells: list[Event | None] = []  # of replicas that idle
+        self._waiting: dict[int, Event] = {}  # completions that somebody waits for
+
+    def add(self, replica: Replica) -> None:
+        self.replicas.append(replica)
+        self._bells.append(None)
+        if self._live:
+            self.env.process(self._drive(len(self.replicas) - 1))
+
+    def submit(self, request: int) -> None:
+        """A request arrives now."""
+        now = self.env.now
+        if not self._blind:
+            for replica in self.replicas:
+                replica.settle(now)
+        index = self._route(request, self.replicas, self._seed)
+        self._arrived(request, now)
+        self.replicas[index].submit(self._sequence(request), now)
+        if (bell := self._bells[index]) is not None:
+            self._bells[index] = None
+            bell.succeed()
+
+    def completed(self, request: int, now_ns: int) -> None:
+        """A live replica calls this when a request finishes."""
+        self._waiting.pop(request).succeed()
+
+    def _drive(self, index: int) -> Generator[Event, None, None]:
+        replica = self.replicas[index]
+        while True:
+            if replica.idle:
+                self._bells[index] = bell = self.env.event()
+                yield bell
+            yield _RoundStart(self.env)
+            replica.advance(self.env.now + 1)
+            yield self.env.timeout(replica.clock_ns - self.env.now)
+            replica.settle(replica.clock_ns)
+
+    def run_open(self, requests: Requests, ids: list[int] | range, progress: Callable[[int], None]) -> None:
+        """Requests arrive at their times, whatever the replicas do."""
+        self.env.process(self._arrivals(requests, ids, progress))
+        self.env.run()
+        for replica in self.replicas:
+            replica.advance(1 << 62)
+
+    def _arrivals(self, requests, ids, progress) -> Generator[Event, None, None]:
+        env, submit = self.env, self.submit
+        for low in range(0, len(ids), CHUNK):
+            chunk = ids[low : low + CHUNK]
+            for request, at in zip(chunk, requests.arrival_ns[chunk].tolist(), strict=True):
+                if at > env.now:
+                    yield env.timeout(at - env.now)
+                submit(request)
+            progress(low + len(chunk))
+
+    def run_closed(self, ids: list[int], concurrency: int, think_ns: int, progress: Callable[[int], None]) -> None:
+        """``concurrency`` users take the next request as soon as they have thought about their last answer."""
+        queue = iter(ids)
+        users = [self.env.process(self._user(queue, think_ns, progress)) for _ in range(min(concurrency, len(ids)))]
+        self.env.run(self.env.all_of(users))
+
+    def _user(self, queue, think_ns: int, progress) -> Generator[Event, None, None]:
+        for request in queue:
+            self._waiting[request] = finished = self.env.event()
+            self.submit(request)
+            yield finished
+            progress(1)
+            if think_ns:
+                yield self.env.timeout(think_ns)

@@ -1,0 +1,78 @@
+"""A GPU as the roofline and the memory account see it: editable figures, each with its source."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from twotower_sim.errors import InputError
+from twotower_sim.preset import names, preset_path
+from twotower_sim.yaml_file import load_model
+
+
+class Link(BaseModel):
+    """Bandwidth of one direction, and the time until the first byte is there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gb_per_s: PositiveFloat
+    latency_us: float = Field(ge=0)
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.gb_per_s * 1e9
+
+    @property
+    def latency_s(self) -> float:
+        return self.latency_us * 1e-6
+
+
+class Efficiency(BaseModel):
+    """What software reaches of the datasheet, and what launching costs. One set a GPU, for all models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory: float = Field(gt=0, le=1)  # share of memory_bandwidth_gb_per_s
+    compute: float = Field(gt=0, le=1)  # share of bf16_tflops
+    kernel_gap_us: float = Field(ge=0)  # between kernels of a CUDA graph
+    kernel_launch_us: float = Field(ge=0)  # host time of an eager launch
+    graph_launch_us: float = Field(ge=0)
+
+
+class Gpu(BaseModel):
+    """A GPU file. ``sources`` says for every figure where it is from, or that it is assumed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    memory_mib: PositiveInt  # as the driver reports it
+    memory_bandwidth_gb_per_s: PositiveFloat
+    bf16_tflops: PositiveFloat  # dense
+    links: dict[str, Link]  # by name: nvlink, pcie, network
+    price_usd_per_hour: float | None = Field(ge=0)
+    power_w: PositiveFloat
+    efficiency: Efficiency
+    sources: dict[str, str]
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory_mib << 20
+
+    @property
+    def memory_bytes_per_s(self) -> float:
+        return self.memory_bandwidth_gb_per_s * 1e9
+
+    @property
+    def flops(self) -> float:
+        return self.bf16_tflops * 1e12
+
+    @property
+    def fastest_link(self) -> Link:
+        return max(self.links.values(), key=lambda link: link.gb_per_s)
+
+
+def load_gpu(gpu: str, base: Path) -> Gpu:
+    """A preset by name, or a GPU file by path relative to ``base``."""
+    path = preset_path("gpus", gpu, ".yaml") or base / gpu
+    if not path.is_file():
+        raise InputError(f"gpu {gpu!r} is neither a preset ({', '.join(names('gpus'))}) nor a file ({path})")
+    return load_model(Gpu, path)

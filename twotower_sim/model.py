@@ -1,0 +1,192 @@
+"""Dimensions of a NemotronH tower, and the parameters, bytes and FLOPs that follow from them.
+
+A tower is a stack of layers named by a pattern: ``M`` Mamba-2, ``E`` mixture of experts, ``*`` attention,
+``-`` dense MLP. Every layer is a pre-norm, one mixer and a residual. The shapes are those of NVIDIA's
+NemotronH checkpoints (``NemotronHForCausalLM`` in Hugging Face transformers), and the time conditioning of
+the denoiser is that of Nemotron-TwoTower (arXiv 2606.26493): adaLN-single with one table a layer.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twotower_sim.errors import InputError
+from twotower_sim.preset import names, preset_path
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+TIME_EMBEDDING = 256  # width of the sinusoidal embedding of t
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One tower's dimensions; sizes are elements unless a name says bytes."""
+
+    name: str
+    towers: int | None  # 1 or 2 where the source says so
+    hidden: int
+    pattern: str
+    vocab: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mamba_heads: int
+    mamba_head_dim: int
+    state: int
+    groups: int
+    conv_width: int
+    chunk: int
+    experts: int
+    experts_per_token: int
+    expert_width: int
+    shared_width: int
+    latent: int | None  # width at which routed experts work, where it is not `hidden`
+    mlp_width: int
+    dtype: str
+    state_dtype: str  # of the SSM state kept between passes
+    max_positions: int
+
+    # ------------------------------------------------------------------ widths
+
+    @property
+    def inner(self) -> int:
+        return self.mamba_heads * self.mamba_head_dim
+
+    @property
+    def conv_channels(self) -> int:
+        return self.inner + 2 * self.groups * self.state
+
+    @property
+    def expert_io(self) -> int:
+        """Width of a routed expert's input and output."""
+        return self.latent or self.hidden
+
+    def layers(self, kind: str) -> int:
+        return self.pattern.count(kind)
+
+    # ------------------------------------------------------------------ parameters
+
+    @property
+    def mamba_params(self) -> int:
+        in_proj = self.hidden * (self.inner + self.conv_channels + self.mamba_heads)
+        conv = self.conv_channels * (self.conv_width + 1)
+        return in_proj + conv + 3 * self.mamba_heads + self.inner + self.inner * self.hidden + self.hidden
+
+    @property
+    def attention_params(self) -> int:
+        qkv = self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim
+        return qkv + self.heads * self.head_dim * self.hidden + self.hidden
+
+    @property
+    def expert_params(self) -> int:
+        """One routed expert: a non-gated relu^2 MLP."""
+        return 2 * self.expert_io * self.expert_width
+
+    @property
+    def moe_dense_params(self) -> int:
+        """What every token reads of an MoE layer: norm, router, shared expert, latent projections."""
+        latent = 2 * self.hidden * self.latent if self.latent else 0
+        return self.hidden + self.experts * (self.hidden + 1) + 2 * self.hidden * self.shared_width + latent
+
+    @property
+    def mlp_params(self) -> int:
+        return 2 * self.hidden * self.mlp_width + self.hidden
+
+    @property
+    def head_params(self) -> int:
+        return self.vocab * self.hidden
+
+    @property
+    def params(self) -> int:
+        """All parameters of one tower, embedding and untied head included."""
+        moe = self.moe_dense_params + self.experts * self.expert_params
+        stack = self.layers("M") * self.mamba_params + self.layers("*") * self.attention_params
+        stack += self.layers("E") * moe + self.layers("-") * self.mlp_params
+        return stack + 2 * self.head_params + self.hidden
+
+    @property
+    def active_params(self) -> int:
+        """Parameters that one token uses."""
+        return self.params - self.layers("E") * (self.experts - self.experts_per_token) * self.expert_params
+
+    @property
+    def time_params(self) -> int:
+        """What time conditioning adds to a denoiser."""
+        embedder = TIME_EMBEDDING * self.hidden + self.hidden * self.hidden + 2 * self.hidden
+        return embedder + 3 * self.hidden * (self.hidden + 1) + len(self.pattern) * 3 * self.hidden
+
+    # ------------------------------------------------------------------ bytes
+
+    @property
+    def dtype_bytes(self) -> int:
+        return DTYPE_BYTES[self.dtype]
+
+    def weight_bytes(self, denoiser: bool = False) -> int:
+        return (self.params + denoiser * self.time_params) * self.dtype_bytes
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.layers("*") * 2 * self.kv_heads * self.head_dim * self.dtype_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """The Mamba state of one sequence: SSM states and the convolutions' tails."""
+        ssm = self.inner * self.state * DTYPE_BYTES[self.state_dtype]
+        conv = self.conv_channels * (self.conv_width - 1) * self.dtype_bytes
+        return self.layers("M") * (ssm + conv)
+
+
+_FIELDS = {
+    "hidden": "hidden_size",
+    "vocab": "vocab_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mamba_heads": "mamba_num_heads",
+    "mamba_head_dim": "mamba_head_dim",
+    "state": "ssm_state_size",
+    "groups": "n_groups",
+    "conv_width": "conv_kernel",
+    "chunk": "chunk_size",
+    "experts": "n_routed_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "expert_width": "moe_intermediate_size",
+    "shared_width": "moe_shared_expert_intermediate_size",
+    "mlp_width": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+}
+_ONLY_MOE = {"experts", "experts_per_token", "expert_width", "shared_width"}
+
+
+def tower_from_config(config: dict[str, Any], name: str, where: str, state_dtype: str | None = None) -> Tower:
+    """A tower from the fields of a NemotronH ``config.json``. Raises InputError naming the field."""
+    pattern = config.get("hybrid_override_pattern")
+    if not isinstance(pattern, str) or not pattern or set(pattern) - set("ME*-"):
+        raise InputError(f"{where}: hybrid_override_pattern is {pattern!r}; expected a string of M, E, * and -")
+    dims: dict[str, Any] = {}
+    for field, key in _FIELDS.items():
+        value = config.get(key, 0 if field in _ONLY_MOE and "E" not in pattern else None)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise InputError(f"{where}: {key} is {value!r}; expected a positive integer, as in a NemotronH config.json")
+        dims[field] = value
+    dtype = config.get("torch_dtype", config.get("dtype", "bfloat16"))
+    state = state_dtype or config.get("mamba_ssm_cache_dtype") or dtype
+    for key, value in (("torch_dtype", dtype), ("mamba_ssm_cache_dtype", state)):
+        if value not in DTYPE_BYTES:
+            raise InputError(f"{where}: {key} is {value!r}; allowed: {', '.join(DTYPE_BYTES)}")
+    latent = config.get("moe_latent_size")
+    return Tower(name, config.get("towers"), pattern=pattern, dtype=dtype, state_dtype=state, latent=latent, **dims)
+
+
+def load_tower(model: str, base: Path, state_dtype: str | None = None) -> Tower:
+    """A preset by name, or any NemotronH ``config.json`` by path relative to ``base``."""
+    path = preset_path("models", model, ".json") or base / model
+    if not path.is_file():
+        raise InputError(f"model {model!r} is neither a preset ({', '.join(names('models'))}) nor a file ({path})")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a NemotronH config.json: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a NemotronH config.json: the top level is no object")
+    return tower_from_config(config, path.stem if path.parent.name == "models" else str(model), str(path), state_dtype)

@@ -1,0 +1,67 @@
+"""Azure LLM inference traces (Azure/AzurePublicDataset, 2023 and 2024): CSV with the columns TIMESTAMP
+("YYYY-MM-DD HH:MM:SS.fffffff", the zone, if any, UTC), ContextTokens and GeneratedTokens."""
+
+import csv
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from twotower_sim.errors import InputError
+from twotower_sim.requests import Requests
+
+_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+
+
+def sniff(first: str) -> bool:
+    return set(_COLUMNS) <= {name.strip() for name in first.split(",")}
+
+
+def read(first: str, rest: Iterator[str], path: Path) -> Requests:
+    header = [name.strip() for name in first.split(",")]
+    if missing := set(_COLUMNS) - set(header):
+        raise InputError(f"{path}:1: column {sorted(missing)[0]} is missing; found {', '.join(header)}")
+    at = [header.index(name) for name in _COLUMNS]
+    rows = csv.reader(chain([first], rest))
+    next(rows)
+    times, inputs, outputs, numbers = [], [], [], []
+    for row in rows:
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise InputError(f"{path}:{rows.line_num}: found {len(row)} columns; expected {len(header)}")
+        times.append(row[at[0]].strip().removesuffix("+00:00"))
+        inputs.append(row[at[1]])
+        outputs.append(row[at[2]])
+        numbers.append(rows.line_num)
+    times_ns = _convert(times, _times_ns, numbers, path, f"{_COLUMNS[0]}: expected YYYY-MM-DD HH:MM:SS.fffffff")
+    tokens = (
+        _convert(column, _tokens, numbers, path, f"{name}: expected a whole number of tokens, at least 1")
+        for column, name in zip((inputs, outputs), _COLUMNS[1:], strict=True)
+    )
+    return Requests(times_ns, *tokens)
+
+
+def _times_ns(texts: list[str]) -> np.ndarray:
+    return np.array(texts, "datetime64[ns]").astype(np.int64)
+
+
+def _tokens(texts: list[str]) -> np.ndarray:
+    tokens = np.array([int(text) for text in texts])
+    if len(tokens) and tokens.min() < 1:
+        raise ValueError
+    return tokens
+
+
+def _convert(texts, convert, numbers: list[int], path: Path, expected: str) -> np.ndarray:
+    """The whole column at once; on failure, row by row to name the line."""
+    try:
+        return convert(texts)
+    except (ValueError, OverflowError):
+        for text, number in zip(texts, numbers, strict=True):
+            try:
+                convert([text])
+            except (ValueError, OverflowError):
+                raise InputError(f"{path}:{number}: {expected}; found {text!r}") from None
+        raise

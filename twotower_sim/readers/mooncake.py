@@ -1,0 +1,48 @@
+"""Mooncake JSONL (kvcache-ai/Mooncake, FAST'25): one object a line with ``timestamp`` (ms since the trace's start),
+``input_length`` and ``output_length`` (tokens); other keys, such as ``hash_ids``, are allowed."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from twotower_sim.errors import InputError
+from twotower_sim.requests import Requests
+
+
+def sniff(first: str) -> bool:
+    return first.lstrip().startswith("{") and '"input_length"' in first
+
+
+def read(first: str, rest: Iterator[str], path: Path) -> Requests:
+    times, inputs, outputs = [], [], []
+    for number, line in enumerate(chain([first], rest), 1):
+        if line.isspace():
+            continue
+        try:
+            row = orjson.loads(line)
+            time, input_, output = row["timestamp"], row["input_length"], row["output_length"]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f"{path}:{number}: {_what(error)}") from None
+        if not (type(input_) is type(output) is int and input_ > 0 and output > 0 and type(time) in (int, float) and time >= 0):
+            raise InputError(f"{path}:{number}: {_wrong(row)}")
+        times.append(time)
+        inputs.append(input_)
+        outputs.append(output)
+    return Requests(np.rint(np.array(times, float) * 1e6).astype(np.int64), np.array(inputs), np.array(outputs))
+
+
+def _what(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    return f"not a JSON object: {error}"
+
+
+def _wrong(row: dict[str, Any]) -> str:
+    for field in ("input_length", "output_length"):
+        if type(row[field]) is not int or row[field] < 1:
+            return f"{field}: found {row[field]!r}; expected a whole number of tokens, at least 1"
+    return f"timestamp: found {row['timestamp']!r}; expected milliseconds, at least 0"

@@ -1,0 +1,61 @@
+"""A run from its file to its results: what the command line does, and what a script may call."""
+
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from twotower_sim.console import print_summary, progress_bar
+from twotower_sim.metrics import evaluate
+from twotower_sim.result import all_or_nothing, summary, write_json, write_requests
+from twotower_sim.scenario import load_scenario
+from twotower_sim.simulation import prepare, simulate
+from twotower_sim.timeline import Timeline
+
+
+def run_and_report(path: Path, overrides: list[str], out: Path | None, timeline: Path | None, quiet: bool) -> None:
+    """Run the scenario at ``path``; results go to ``out`` (default out/<name>) all at once, when they are complete."""
+    started, clock = datetime.now(UTC), time.perf_counter()
+    scenario = load_scenario(path, overrides)
+    run = prepare(scenario, path.parent)
+    out = out or Path("out") / scenario.name
+    recorder = Timeline(run) if timeline else None
+    errors = Console(stderr=True, quiet=quiet)
+    with progress_bar(errors, len(run.requests), "simulating") as bar:
+        simulate(run, recorder.observe if recorder else None, lambda done: bar.update(bar.task_ids[0], completed=done))
+    results = evaluate(run)
+    figures = summary(run, results)
+    machine = {
+        "command": sys.argv,
+        "started": started.isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("twotower-sim", "simpy", "numpy")} | {"python": platform.python_version()},
+        "machine": {"system": platform.platform(), "processor": platform.machine()},
+    }
+    with all_or_nothing(out) as stage:
+        write_json(stage("summary.json"), figures)
+        write_requests(stage("requests.csv.gz"), results.columns)
+        if recorder and timeline:
+            with all_or_nothing(timeline.parent) as stage_timeline:
+                recorder.write(stage_timeline(timeline.name), run, results)
+        write_json(stage("run.json"), machine | {"wall_s": time.perf_counter() - clock})
+    if not quiet:
+        print_summary(figures, Console())
+        print(f"Results     {out}/summary.json, requests.csv.gz, run.json" + (f"; {timeline}" if timeline else ""))
+
+
+def check_scenario(path: Path, overrides: list[str]) -> None:
+    """Load the scenario and all it names; print what it resolves to. Raises InputError."""
+    run = prepare(load_scenario(path, overrides), path.parent)
+    memory = run.memory
+    print(f"{path}: fine")
+    print(f"  {len(run.requests):,} requests, {int(run.requests.output_tokens.sum()):,} output tokens")
+    print(f"  {run.gpus} x {run.gpu.name}, {run.scenario.deployment.replicas} replica(s) of {run.tower.name}")
+    print(f"  {memory.kv_blocks:,} KV blocks of {run.scenario.memory.kv_block_tokens} tokens and {memory.state_slots:,} Mamba states a replica")
+    for key, source in run.provenance.items():
+        print(f"  {key}: {source}")
+    for warning in run.warnings:
+        print(f"  warning: {warning}")

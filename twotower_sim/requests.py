@@ -1,0 +1,20 @@
+"""Request facts: what arrives and when, as columns. Known to the simulation; routers and schedulers see less."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Columns of equal length, in order of arrival; a request's id is its index."""
+
+    arrival_ns: np.ndarray  # int64, from the start of the simulation; all 0 in a closed loop
+    input_tokens: np.ndarray  # int64, >= 1
+    output_tokens: np.ndarray  # int64, >= 1
+
+    def __len__(self) -> int:
+        return len(self.arrival_ns)
+
+    def take(self, index: np.ndarray | slice) -> "Requests":
+        return Requests(self.arrival_ns[index], self.input_tokens[index], self.output_tokens[index])

@@ -1,0 +1,109 @@
+"""Files of a run: summary.json (deterministic), requests.csv.gz, run.json (when, where, how long), timeline.
+
+Everything is written beside its final name first and renamed at the end, so that an interrupted or failed run
+leaves earlier results as they were.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from twotower_sim.errors import InputError
+from twotower_sim.metrics import Columns, Results
+from twotower_sim.records import NOT_YET
+from twotower_sim.simulation import Run
+
+REQUEST_COLUMNS = (
+    "request_id", "arrival_s", "admit_s", "first_token_s", "second_token_s", "finish_s", "input_tokens",
+    "output_tokens", "replica", "nfe", "blocks", "preemptions",
+)  # fmt: skip
+ROWS = 65536
+
+
+def summary(run: Run, results: Results) -> dict[str, Any]:
+    """The truth of a run as plain JSON: the same bytes for the same scenario and seed, wherever it runs."""
+    scenario = run.scenario
+    return {
+        "name": scenario.name,
+        "metrics": results.metrics,
+        "counts": results.counts,
+        "blocks": results.blocks,
+        "utilisation": results.utilisation,
+        "memory": results.memory,
+        "cost": results.cost,
+        "provenance": run.provenance,
+        "warnings": run.warnings,
+        "scenario": scenario.model_dump(by_alias=True),
+    }
+
+
+@contextmanager
+def all_or_nothing(folder: Path) -> Iterator[Callable[[str], Path]]:
+    """Gives a function from a file's name to the path to write; renames all at the end, removes all on failure."""
+    staged: dict[Path, Path] = {}
+
+    def stage(name: str) -> Path:
+        target = folder / name
+        staged[target] = target.with_name(f".{target.name}.{os.getpid()}")
+        return staged[target]
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield stage
+        for target, written in staged.items():
+            written.replace(target)
+    except OSError as error:
+        raise InputError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+    finally:
+        for written in staged.values():
+            written.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1, allow_nan=False, default=_plain) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def write_requests(path: Path, columns: Columns) -> None:
+    """One row a request, in order of arrival; times in seconds to the nanosecond, empty where there is none."""
+    c = columns
+    times = [c.arrival_ns, c.admit_ns, c.first_ns, c.second_ns, c.finish_ns]
+    whole = [c.input_tokens, c.output_tokens, c.replica, c.nfe, c.blocks, c.preemptions]
+    with path.open("wb") as file:
+        packed = _Gzip(file)
+        packed.write(",".join(REQUEST_COLUMNS) + "\n")
+        for low in range(0, len(c.arrival_ns), ROWS):
+            part = slice(low, low + ROWS)
+            ids = range(low, low + len(c.arrival_ns[part]))
+            rows = zip(ids, *(_seconds(t[part]) for t in times), *(w[part].tolist() for w in whole), strict=True)
+            packed.write("".join(["%d,%s,%s,%s,%s,%s,%d,%d,%d,%d,%d,%d\n" % row for row in rows]))
+        packed.close()
+
+
+def _seconds(times_ns: np.ndarray) -> list[str]:
+    return ["" if ns == NOT_YET else "%d.%09d" % divmod(ns, 1_000_000_000) for ns in times_ns.tolist()]
+
+
+class _Gzip:
+    """A gzip stream without a time stamp, so that equal content gives equal bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._pack = file, zlib.compressobj(1, wbits=31)
+
+    def write(self, text: str) -> None:
+        self._file.write(self._pack.compress(text.encode()))
+
+    def close(self) -> None:
+        self._file.write(self._pack.flush())

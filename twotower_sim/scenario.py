@@ -1,0 +1,296 @@
+"""The scenario file: what a user asks. Frozen; unknown keys are errors; every section but ``workload`` has defaults."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator
+
+from twotower_sim.yaml_file import read_document
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+# ---------------------------------------------------------------------- workload
+
+
+class ConstantLength(Section):
+    kind: Literal["constant"]
+    value: PositiveInt
+
+
+class LognormalLength(Section):
+    """Rounded to whole tokens, at least 1; ``max`` cuts the tail."""
+
+    kind: Literal["lognormal"]
+    mean: PositiveFloat
+    cv: PositiveFloat
+    max: PositiveInt | None = None
+
+
+Length = Annotated[ConstantLength | LognormalLength, Field(discriminator="kind")]
+
+
+class PoissonArrivals(Section):
+    kind: Literal["poisson"]
+    rate_rps: PositiveFloat
+
+
+class GammaArrivals(Section):
+    """Gaps from a gamma distribution: bursty above cv 1, Poisson at 1, regular below."""
+
+    kind: Literal["gamma"]
+    rate_rps: PositiveFloat
+    cv: PositiveFloat
+
+
+class ConstantArrivals(Section):
+    kind: Literal["constant"]
+    rate_rps: PositiveFloat
+
+
+Arrivals = Annotated[PoissonArrivals | GammaArrivals | ConstantArrivals, Field(discriminator="kind")]
+
+
+class TraceWorkload(Section):
+    kind: Literal["trace"]
+    path: str
+    format: Literal["auto", "mooncake", "azure"] = "auto"
+    limit: PositiveInt | None = None
+    window_s: tuple[NonNegativeFloat, PositiveFloat] | None = None
+    rate_scale: PositiveFloat = 1.0
+    spread_quantised: bool = True
+
+    @model_validator(mode="after")
+    def _window_is_not_empty(self) -> "TraceWorkload":
+        if self.window_s and self.window_s[0] >= self.window_s[1]:
+            raise ValueError(f"window_s is {list(self.window_s)}; expected [from, to) with from < to")
+        return self
+
+
+class SyntheticWorkload(Section):
+    kind: Literal["synthetic"]
+    requests: PositiveInt
+    arrivals: Arrivals
+    input_tokens: Length
+    output_tokens: Length
+
+
+class ClosedLoopWorkload(Section):
+    """``concurrency`` users, each sends its next request ``think_time_s`` after its last one finished."""
+
+    kind: Literal["closed_loop"]
+    requests: PositiveInt
+    concurrency: PositiveInt
+    think_time_s: NonNegativeFloat = 0.0
+    input_tokens: Length
+    output_tokens: Length
+
+
+Workload = Annotated[TraceWorkload | SyntheticWorkload | ClosedLoopWorkload, Field(discriminator="kind")]
+
+
+# ---------------------------------------------------------------------- decoding
+
+
+class TwoTower(Section):
+    kind: Literal["two_tower"] = "two_tower"
+    gamma: float = Field(0.8, gt=0, lt=1)
+    block_size: PositiveInt = 16
+    steps_per_block: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _every_step_commits(self) -> "TwoTower":
+        if self.steps_per_block > self.block_size:
+            raise ValueError(
+                f"steps_per_block is {self.steps_per_block}; every step commits a token, "
+                f"so block_size {self.block_size} is the most"
+            )
+        return self
+
+
+class Autoregressive(Section):
+    kind: Literal["autoregressive"]
+
+
+Decoding = Annotated[TwoTower | Autoregressive, Field(discriminator="kind")]
+
+
+# ---------------------------------------------------------------------- deployment
+
+
+class Colocated(Section):
+    """Both towers on the same GPUs; their passes take turns."""
+
+    kind: Literal["colocated"]
+
+
+class Split(Section):
+    """Each tower on its own GPUs; a round ends when both have finished and states are transferred."""
+
+    kind: Literal["split"]
+    link: str | None = None  # of the GPU file; null: its fastest
+
+
+Placement = Annotated[Colocated | Split, Field(discriminator="kind")]
+
+
+class Deployment(Section):
+    gpu: str = "h100-sxm"
+    replicas: PositiveInt = 1
+    placement: Placement = Split(kind="split")
+    tensor_parallel: PositiveInt = 1
+
+
+class Scheduler(Section):
+    policy: Literal["fdfo"] = "fdfo"
+    max_num_seqs: PositiveInt = 128
+    max_num_batched_tokens: PositiveInt = 8192
+    chunked_prefill: bool = True
+    prefill: Literal["mixed", "first"] = "mixed"
+    admission: Literal["fcfs", "shortest_prompt"] = "fcfs"
+    host_overhead_ms: NonNegativeFloat = 0.0
+
+
+class Memory(Section):
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    kv_block_tokens: PositiveInt = 16
+    kv_blocks: PositiveInt | None = None
+    state_slots: PositiveInt | None = None
+    state_dtype: Literal["float32", "bfloat16"] | None = None
+    oversized: Literal["fail", "reject"] = "fail"
+
+
+class Router(Section):
+    kind: Literal[
+        "round_robin", "random", "least_outstanding_requests", "least_outstanding_tokens", "power_of_two"
+    ] = "round_robin"
+
+
+# ---------------------------------------------------------------------- latency and commits
+
+
+class RooflineLatency(Section):
+    kind: Literal["roofline"]
+    moe_routing: Literal["observed", "independent"] = "observed"
+    cuda_graphs: bool = True
+
+
+class PrefillCost(Section):
+    base_ms: NonNegativeFloat = 0.0
+    per_new_token_ms: NonNegativeFloat = 0.0
+
+
+class PassCost(Section):
+    base_ms: NonNegativeFloat = 0.0
+    per_seq_ms: NonNegativeFloat = 0.0
+    per_context_token_ms: NonNegativeFloat = 0.0
+
+
+class AffineLatency(Section):
+    """Typed-in costs of each pass; ``compose`` says how the passes of one round add up."""
+
+    kind: Literal["affine"]
+    prefill: PrefillCost
+    decode: PassCost | None = None
+    denoise: PassCost | None = None
+    extend: PassCost | None = None
+    compose: Literal["sum", "max"] = "sum"
+
+
+Latency = Annotated[RooflineLatency | AffineLatency, Field(discriminator="kind")]
+
+
+class ObservedCommits(Section):
+    kind: Literal["observed"]
+    class_: Literal["mixed", "math", "code"] = Field("mixed", alias="class")
+    extrapolate: bool = False
+
+
+class ProfileCommits(Section):
+    kind: Literal["profile"]
+    path: str
+    class_: str = Field("mixed", alias="class")
+    extrapolate: bool = False
+
+
+class ConstantCommits(Section):
+    kind: Literal["constant"]
+    tokens_per_step: float = Field(ge=1)
+
+
+Commits = Annotated[ObservedCommits | ProfileCommits | ConstantCommits, Field(discriminator="kind")]
+
+
+# ---------------------------------------------------------------------- the whole
+
+
+class Slo(Section):
+    """What makes a request good, for goodput; each in milliseconds, as AIPerf takes them."""
+
+    time_to_first_token_ms: PositiveFloat | None = None
+    time_to_second_token_ms: PositiveFloat | None = None
+    inter_token_latency_ms: PositiveFloat | None = None
+    request_latency_ms: PositiveFloat | None = None
+
+
+class Scenario(Section):
+    name: str = Field("", pattern=r"^[\w.-]*$")
+    seed: NonNegativeInt = 0
+    workload: Workload
+    model: str = "nemotron-twotower-30b-a3b"
+    decoding: Decoding = TwoTower()
+    deployment: Deployment = Deployment()
+    scheduler: Scheduler = Scheduler()
+    memory: Memory = Memory()
+    router: Router = Router()
+    latency: Latency = RooflineLatency(kind="roofline")
+    commits: Commits = ObservedCommits(kind="observed")
+    slo: Slo = Slo()
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of the round's budget that a decoding sequence takes."""
+        return self.decoding.block_size if isinstance(self.decoding, TwoTower) else 1
+
+    @model_validator(mode="after")
+    def _budget_holds_every_sequence(self) -> "Scenario":
+        scheduler, needed = self.scheduler, self.scheduler.max_num_seqs * self.pass_tokens
+        if scheduler.max_num_batched_tokens < needed:
+            raise ValueError(
+                f"scheduler.max_num_batched_tokens is {scheduler.max_num_batched_tokens}; "
+                f"{scheduler.max_num_seqs} sequences (max_num_seqs) of {self.pass_tokens} tokens a round need {needed}"
+            )
+        return self
+
+
+def load_scenario(path: Path, overrides: list[str] | None = None) -> Scenario:
+    """Read a scenario file, apply ``section.key=value`` overrides and validate. Raises InputError."""
+    document = read_document(path)
+    for assignment in overrides or []:
+        document.override(_from_here(assignment, path.parent))
+    document.data.setdefault("name", path.stem)
+    _default_kinds(document.data, Scenario.model_construct())
+    return document.validate(Scenario)
+
+
+def _from_here(assignment: str, base: Path) -> str:
+    """A file named on the command line is looked for from the working directory first, then as if in the file."""
+    key, _, value = assignment.partition("=")
+    if key.strip().rpartition(".")[2] in ("path", "model", "gpu") and value and Path(value).is_file():
+        return f"{key}={os.path.relpath(value, base)}"
+    return assignment
+
+
+def _default_kinds(data: dict, defaults: BaseModel) -> None:
+    """A section that leaves its ``kind`` out is of the kind that is the default."""
+    for name in type(defaults).model_fields:
+        section, default = data.get(name), getattr(defaults, name, None)
+        if isinstance(section, dict) and isinstance(default, BaseModel):
+            if "kind" in type(default).model_fields:
+                section.setdefault("kind", getattr(default, "kind"))
+            else:
+                _default_kinds(section, default)

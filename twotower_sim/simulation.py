@@ -1,0 +1,280 @@
+"""The one composition root: a validated scenario becomes workload, memory, latency, engines and fleet, and runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from twotower_sim import scenario as ask
+from twotower_sim import workload
+from twotower_sim.admission import ADMISSION
+from twotower_sim.affine import autoregressive_affine, two_tower_affine
+from twotower_sim.commits import CommitLaw, ConstantCommits, FittedCommits
+from twotower_sim.engine import Engine, Limits, Round
+from twotower_sim.errors import InputError
+from twotower_sim.fleet import Fleet
+from twotower_sim.gpu import Gpu, load_gpu
+from twotower_sim.latency import Latency
+from twotower_sim.memory import MemoryPlan, plan_memory
+from twotower_sim.model import Tower, load_tower
+from twotower_sim.plan import BlockPlans
+from twotower_sim.profile import CommitHull, load_profile
+from twotower_sim.records import Records
+from twotower_sim.requests import Requests
+from twotower_sim.roofline import Deployment, autoregressive_roofline, two_tower_roofline
+from twotower_sim.routing import INDEPENDENT, observed_routing
+from twotower_sim.schedule import BlockSchedule, Schedule, Sequence, TokenSchedule
+
+OBSERVED = "observed-h100"
+
+Observer = Callable[[int, Round], None]
+
+
+@dataclass
+class Run:
+    """A scenario with everything it resolved to, and, after ``simulate``, what happened."""
+
+    scenario: ask.Scenario
+    tower: Tower
+    gpu: Gpu
+    gpus: int
+    memory: MemoryPlan
+    latency: Latency
+    requests: Requests
+    schedule: Schedule
+    plans: BlockPlans | None  # None: autoregressive
+    rejected: np.ndarray  # ids of requests that can never fit
+    provenance: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
+    records: Records = field(init=False)
+    engines: list[Engine] = field(init=False)
+
+
+def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
+    """Load and check all that a scenario names; paths are relative to ``base``. Raises InputError."""
+    warnings: list[str] = []
+    decoding, hardware, scheduler = scenario.decoding, scenario.deployment, scenario.scheduler
+    two_tower = isinstance(decoding, ask.TwoTower)
+    tower = load_tower(scenario.model, base, scenario.memory.state_dtype)
+    if two_tower and tower.towers == 1:
+        raise InputError(f"model {scenario.model} has one tower; decoding.kind two_tower needs two, as in nemotron-twotower-30b-a3b")
+    gpu = load_gpu(hardware.gpu, base)
+    split = two_tower and hardware.placement.kind == "split"
+    memory = plan_memory(
+        tower,
+        gpu,
+        two_tower=two_tower,
+        split=split,
+        tensor_parallel=hardware.tensor_parallel,
+        utilization=scenario.memory.gpu_memory_utilization,
+        kv_block_tokens=scenario.memory.kv_block_tokens,
+        pass_tokens=scenario.pass_tokens,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        kv_blocks=scenario.memory.kv_blocks,
+        state_slots=scenario.memory.state_slots,
+    )
+    if memory.state_slots < scheduler.max_num_seqs:
+        warnings.append(f"memory holds {memory.state_slots} Mamba states, fewer than max_num_seqs {scheduler.max_num_seqs}")
+    requests, note = _workload(scenario, base)
+    warnings += note
+    latency, provenance = _latency(scenario, tower, gpu, base, warnings)
+    schedule: Schedule = TokenSchedule(scenario.memory.kv_block_tokens)
+    plans = None
+    if two_tower:
+        schedule = BlockSchedule(scenario.memory.kv_block_tokens, decoding.block_size, decoding.steps_per_block)
+        law, provenance["commits"] = _commits(scenario, base, warnings)
+        plans = BlockPlans(law, scenario.seed, requests.output_tokens)
+    rejected = _oversized(scenario, requests, schedule, memory)
+    gpus = hardware.replicas * hardware.tensor_parallel * (2 if split else 1)
+    provenance["gpu"] = f"{gpu.name}: figures and their sources in the GPU file"
+    provenance["model"] = f"{tower.name}: bytes and FLOPs computed from its dimensions"
+    return Run(
+        scenario, tower, gpu, gpus, memory, latency, requests, schedule, plans, rejected, provenance, warnings
+    )  # fmt: skip
+
+
+def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int], None] = lambda done: None) -> Run:
+    """Replay the requests; fills ``records`` and ``engines``. ``progress`` hears of requests as they come."""
+    scenario, requests, scheduler = run.scenario, run.requests, run.scenario.scheduler
+    closed = isinstance(scenario.workload, ask.ClosedLoopWorkload)
+    run.records = Records(len(requests))
+    ids = np.setdiff1d(np.arange(len(requests)), run.rejected).tolist()
+    limits = Limits(
+        scheduler.max_num_seqs,
+        scheduler.max_num_batched_tokens,
+        run.memory.kv_blocks,
+        scenario.memory.kv_block_tokens,
+        run.memory.state_slots,
+        scheduler.chunked_prefill,
+        scheduler.prefill == "first",
+    )
+    fleet = Fleet(
+        scenario.router.kind, scenario.seed, _sequences(run), run.records.arrival_ns.__setitem__, live=closed
+    )  # fmt: skip
+    run.engines = []
+    for index in range(scenario.deployment.replicas):
+        engine = Engine(
+            index,
+            run.latency,
+            run.schedule,
+            limits,
+            ADMISSION[scheduler.admission](),
+            run.records,
+            longest_decode_ticks=run.schedule.ticks(int(requests.output_tokens.max())),
+            on_finish=fleet.completed if closed else None,
+            observe=observe,
+        )
+        run.engines.append(engine)
+        fleet.add(engine)
+    if isinstance(scenario.workload, ask.ClosedLoopWorkload):
+        think_ns = round(scenario.workload.think_time_s * 1e9)
+        fleet.run_closed(ids, scenario.workload.concurrency, think_ns, progress)
+    else:
+        fleet.run_open(requests, ids, progress)
+    return run
+
+
+def _sequences(run: Run) -> Callable[[int], Sequence]:
+    inputs, outputs, plans = run.requests.input_tokens, run.requests.output_tokens, run.plans
+
+    def sequence(request: int) -> Sequence:
+        plan = plans.of(request) if plans else None
+        return Sequence(request, int(inputs[request]), int(outputs[request]), plan)
+
+    return sequence
+
+
+def _workload(scenario: ask.Scenario, base: Path) -> tuple[Requests, list[str]]:
+    load, seed = scenario.workload, scenario.seed
+    if isinstance(load, ask.TraceWorkload):
+        options = load.model_dump(exclude={"kind", "path"})
+        trace = workload.trace(base / load.path, **options, seed=seed)
+        if trace.spread_over_s is None:
+            return trace.requests, []
+        return trace.requests, [f"time stamps are bunched: spread over bins of {trace.spread_over_s:g} s"]
+    lengths = [
+        workload.lengths(count=load.requests, seed=seed, stream=stream, **length.model_dump())
+        for stream, length in (("input", load.input_tokens), ("output", load.output_tokens))
+    ]
+    if isinstance(load, ask.SyntheticWorkload):
+        arrivals = workload.arrivals(count=load.requests, seed=seed, **load.arrivals.model_dump())
+    else:
+        arrivals = np.zeros(load.requests, np.int64)
+    return Requests(arrivals, *lengths), []
+
+
+def _latency(
+    scenario: ask.Scenario, tower: Tower, gpu: Gpu, base: Path, warnings: list[str]
+) -> tuple[Latency, dict[str, str]]:
+    """The latency model, and where its figures are from."""
+    latency, scheduler, decoding = scenario.latency, scenario.scheduler, scenario.decoding
+    limits = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+    host_s = scheduler.host_overhead_ms / 1e3
+    if isinstance(latency, ask.AffineLatency):
+        return _affine(latency, decoding, host_s, limits), {"latency": "given: affine costs in the scenario"}
+    provenance = {"latency": f"modelled: roofline on {gpu.name}"}
+    routing = INDEPENDENT
+    if latency.moe_routing == "observed" and tower.experts:
+        profile = load_profile(OBSERVED)
+        figures = profile.routing
+        assert figures is not None
+        routing = observed_routing(figures.model_dump())
+        provenance["moe_routing"] = f"{profile.provenance.kind}: {profile.provenance.source}"
+        if (figures.experts, figures.experts_per_token) != (tower.experts, tower.experts_per_token):
+            warnings.append(
+                f"moe_routing observed was counted on {figures.experts_per_token} of {figures.experts} experts "
+                f"and is carried over to {tower.experts_per_token} of {tower.experts}: modelled"
+            )
+    elif tower.experts:
+        provenance["moe_routing"] = "modelled: independent uniform routing"
+    on = Deployment(gpu, scenario.deployment.tensor_parallel, _link(scenario, gpu), latency.cuda_graphs, host_s)
+    if isinstance(decoding, ask.TwoTower):
+        return two_tower_roofline(tower, on, routing, decoding.block_size, *limits), provenance
+    return autoregressive_roofline(tower, on, routing, *limits), provenance
+
+
+def _affine(latency: ask.AffineLatency, decoding: ask.Decoding, host_s: float, limits: tuple[int, int]) -> Latency:
+    names = ("denoise", "extend") if isinstance(decoding, ask.TwoTower) else ("decode",)
+    passes = [getattr(latency, name) for name in names]
+    if missing := [name for name, cost in zip(names, passes, strict=True) if cost is None]:
+        raise InputError(f"latency.{missing[0]}: is missing; decoding.kind {decoding.kind} needs it")
+    build = two_tower_affine if isinstance(decoding, ask.TwoTower) else autoregressive_affine
+    costs = [(cost.base_ms, cost.per_seq_ms, cost.per_context_token_ms) for cost in passes]
+    prefill = latency.prefill.base_ms, latency.prefill.per_new_token_ms
+    return build(prefill, *costs, latency.compose, host_s, *limits)
+
+
+def _link(scenario: ask.Scenario, gpu: Gpu):
+    placement = scenario.deployment.placement
+    if placement.kind == "colocated":
+        return None
+    if placement.link is None:
+        return gpu.fastest_link
+    if placement.link not in gpu.links:
+        raise InputError(f"deployment.placement.link: found {placement.link!r}; {gpu.name} has {', '.join(gpu.links)}")
+    return gpu.links[placement.link]
+
+
+def _commits(scenario: ask.Scenario, base: Path, warnings: list[str]) -> tuple[CommitLaw, str]:
+    """The law of commits at the scenario's operating point, and where its figures are from."""
+    commits, decoding = scenario.commits, scenario.decoding
+    assert isinstance(decoding, ask.TwoTower)
+    if isinstance(commits, ask.ConstantCommits):
+        try:
+            law = ConstantCommits(commits.tokens_per_step, decoding.block_size, decoding.steps_per_block)
+        except ValueError as error:
+            raise InputError(f"commits.tokens_per_step: {error}") from None
+        return law, "given: constant tokens_per_step in the scenario"
+    name = commits.path if isinstance(commits, ask.ProfileCommits) else OBSERVED
+    profile = load_profile(name, base)
+    figures = profile.commits
+    if figures is None:
+        raise InputError(f"{name}: the profile holds no commits")
+    if commits.class_ not in figures.classes:
+        raise InputError(f"commits.class: found {commits.class_!r}; {name} has {', '.join(figures.classes)}")
+    if outside := _outside(figures.hull, decoding):
+        if not commits.extrapolate:
+            raise InputError(f"{outside}; set commits.extrapolate to go beyond what was measured")
+        warnings.append(f"commits are extrapolated: {outside}")
+    law = FittedCommits(
+        figures.figures(), commits.class_, decoding.gamma, decoding.block_size, decoding.steps_per_block
+    )  # fmt: skip
+    return law, f"{profile.provenance.kind}: {profile.provenance.source} ({profile.provenance.device})"
+
+
+def _outside(hull: CommitHull, decoding: ask.TwoTower) -> str:
+    """What of the operating point lies outside the hull of a commit profile; empty if nothing."""
+    checks = (
+        ("gamma", decoding.gamma, *hull.gamma),
+        ("steps_per_block", decoding.steps_per_block, *hull.steps_per_block),
+        ("block_size", decoding.block_size, hull.block_size, hull.block_size),
+    )
+    outside = [
+        f"decoding.{name}: found {value:g}; commits were measured at {low:g}" + (f" to {high:g}" if high > low else "")
+        for name, value, low, high in checks
+        if not low <= value <= high
+    ]
+    return "; ".join(outside)
+
+
+def _oversized(scenario: ask.Scenario, run_requests: Requests, schedule: Schedule, memory: MemoryPlan) -> np.ndarray:
+    """Ids of requests that can never run here. Raises InputError unless the scenario rejects them."""
+    peak = schedule.peak_tokens(run_requests.input_tokens, run_requests.output_tokens)
+    room = memory.kv_blocks * scenario.memory.kv_block_tokens
+    most, why = room, f"the KV cache holds {room} tokens ({memory.kv_blocks} blocks)"
+    if not scenario.scheduler.chunked_prefill and scenario.scheduler.max_num_batched_tokens < most:
+        most = scenario.scheduler.max_num_batched_tokens
+        why = f"without chunked_prefill a round holds {most} tokens (scheduler.max_num_batched_tokens)"
+    over = np.flatnonzero(peak > most)
+    if len(over) and scenario.memory.oversized == "fail":
+        first = int(over[0])
+        raise InputError(
+            f"request {first} ({run_requests.input_tokens[first]} input, {run_requests.output_tokens[first]} output "
+            f"tokens) needs {peak[first]} tokens at once; {why}. {len(over)} of {len(run_requests)} requests can never "
+            "fit; set memory.oversized to reject to leave them out"
+        )
+    if len(over) == len(run_requests):
+        raise InputError(f"no request fits: {why}")
+    return over

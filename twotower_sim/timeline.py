@@ -1,0 +1,105 @@
+"""A run as a Chrome/Perfetto trace (load it at ui.perfetto.dev): rounds and passes, batch and memory, requests.
+
+Trace Event Format: times in microseconds; one process a replica, with a track a tower and counters; a request is
+an asynchronous span on its replica with its queue, prefill and blocks inside.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from twotower_sim.engine import Round
+from twotower_sim.latency import PASS_NAMES
+from twotower_sim.metrics import Results
+from twotower_sim.records import NOT_YET
+from twotower_sim.simulation import Run
+from twotower_sim.visible import Ticks, block_times
+
+Event = dict[str, Any]
+DENOISER, CONTEXT = 1, 2
+
+
+class Timeline:
+    """Hears of every round while a run is simulated, and writes the trace afterwards."""
+
+    def __init__(self, run: Run) -> None:
+        self._rounds: list[tuple[int, Round]] = []
+        self._names = PASS_NAMES[run.scenario.decoding.kind]
+
+    def observe(self, replica: int, round_: Round) -> None:
+        self._rounds.append((replica, round_))
+
+    def write(self, path: Path, run: Run, results: Results) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
+            for index, event in enumerate(self._events(run, results)):
+                file.write((",\n" if index else "") + json.dumps(event))
+            file.write("\n]}\n")
+
+    def _events(self, run: Run, results: Results) -> Iterator[Event]:
+        for engine in run.engines:
+            yield _named("process_name", engine.index, 0, f"replica {engine.index}")
+            yield _named("thread_name", engine.index, CONTEXT, "context tower")
+            if run.plans:
+                yield _named("thread_name", engine.index, DENOISER, "denoiser tower")
+        for replica, round_ in self._rounds:
+            yield from self._round(replica, round_, run.latency.side_by_side)
+        yield from _requests(run, results)
+        if run.plans:
+            yield from _blocks(run)
+
+    def _round(self, replica: int, round_: Round, side_by_side: bool) -> Iterator[Event]:
+        start_us, prefill = round_.start_ns / 1e3, round_.prefill
+        autoregressive = self._names[1] == "decode"
+        shared = round_.decoding if autoregressive else round_.extending
+        if round_.denoiser_s:
+            yield _slice("denoise", replica, DENOISER, start_us, round_.denoiser_s, sequences=round_.decoding)
+        if round_.context_s:
+            name = self._names[(shared > 0) + 2 * (prefill.tokens > 0)]
+            after_us = start_us if side_by_side else start_us + round_.denoiser_s * 1e6
+            tokens = {"sequences": shared, "prompts": prefill.sequences, "prompt_tokens": prefill.tokens}
+            yield _slice(name, replica, CONTEXT, after_us, round_.context_s, **tokens)
+        sequences = {"decoding": round_.decoding, "extending": round_.extending, "waiting": round_.waiting}
+        yield {"ph": "C", "name": "sequences", "pid": replica, "ts": start_us, "args": sequences}
+        yield {"ph": "C", "name": "KV blocks", "pid": replica, "ts": start_us, "args": {"used": round_.kv_blocks}}
+
+
+def _named(kind: str, replica: int, track: int, name: str) -> Event:
+    return {"ph": "M", "name": kind, "pid": replica, "tid": track, "args": {"name": name}}
+
+
+def _slice(name: str, replica: int, track: int, start_us: float, seconds: float, **args: int) -> Event:
+    return {"ph": "X", "name": name, "pid": replica, "tid": track, "ts": start_us, "dur": seconds * 1e6, "args": args}
+
+
+def _span(name: str, replica: int, request: int, start_ns: int, end_ns: int, **args: Any) -> Iterator[Event]:
+    common = {"cat": "request", "id": request, "pid": replica, "tid": 0, "name": name}
+    yield common | {"ph": "b", "ts": start_ns / 1e3, "args": args}
+    yield common | {"ph": "e", "ts": end_ns / 1e3}
+
+
+def _requests(run: Run, results: Results) -> Iterator[Event]:
+    columns, prefilled_ns = results.columns, run.records.prefilled_ns
+    for request in range(len(run.requests)):
+        if columns.finish_ns[request] == NOT_YET:
+            continue
+        arrival, admit, finish = (int(c[request]) for c in (columns.arrival_ns, columns.admit_ns, columns.finish_ns))
+        replica = int(columns.replica[request])
+        tokens = {"input": int(columns.input_tokens[request]), "output": int(columns.output_tokens[request])}
+        yield from _span(f"request {request}", replica, request, arrival, finish, **tokens)
+        yield from _span("queue", replica, request, arrival, admit)
+        yield from _span("prefill", replica, request, admit, prefilled_ns[request])
+
+
+def _blocks(run: Run) -> Iterator[Event]:
+    assert run.plans is not None
+    ticks = Ticks([engine.tick_end_ns for engine in run.engines])
+    for chunk in block_times(run.records.segments(), ticks, run.plans):
+        columns = (chunk.request, chunk.block, chunk.ready_ns, chunk.visible_ns)
+        sizes: list[list[int]] = []
+        for request, block, ready_ns, visible_ns in zip(*(c.tolist() for c in columns), strict=True):
+            if block == 0:
+                sizes = run.plans.sizes(request)
+            replica = run.records.replica[request]
+            yield from _span(f"block {block}", replica, request, ready_ns, visible_ns, commits=sizes[block])

@@ -1,0 +1,111 @@
+"""When tokens become visible: from segments of decodes and the end times of ticks, vectorised after the run.
+
+Tokens of a block become visible together, when its last denoise step ends (as today's engines stream block
+diffusion); autoregressive tokens one by one. A request's *commit gaps* are the times between such moments.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from twotower_sim.plan import BlockPlans
+
+CHUNK = 16384
+
+
+class Ticks:
+    """End times of all ticks of all replicas in one flat array."""
+
+    def __init__(self, tick_end_ns: list) -> None:
+        ends = [np.frombuffer(end, np.int64) for end in tick_end_ns]
+        self._base = np.cumsum([0, *map(len, ends)])
+        self.flat = np.concatenate(ends)
+
+    def at(self, replica: np.ndarray, tick: np.ndarray) -> np.ndarray:
+        """Index into ``flat`` of a replica's tick."""
+        return self._base[replica] + tick
+
+
+class BlockTimes(NamedTuple):
+    """Completed blocks of a chunk of requests, by request, then block; and per-request totals of the chunk."""
+
+    request: np.ndarray
+    block: np.ndarray
+    steps: np.ndarray
+    ready_ns: np.ndarray  # the block could start: prefill or the extend pass before it had ended
+    visible_ns: np.ndarray
+    low: int  # the chunk is the requests [low, low + len(nfe))
+    nfe: np.ndarray  # denoiser forwards, those lost to preemption included
+
+
+def block_times(segments: np.ndarray, ticks: Ticks, plans: BlockPlans) -> Iterator[BlockTimes]:
+    """Two towers: chunk by chunk, in order of request."""
+    number = len(plans.blocks_of)
+    for low in range(0, number, CHUNK):
+        high = min(low + CHUNK, number)
+        rows = segments[slice(*np.searchsorted(segments[:, 0], (low, high)))]
+        yield _block_times(rows, ticks, plans, low, high)
+
+
+def _block_times(rows: np.ndarray, ticks: Ticks, plans: BlockPlans, low: int, high: int) -> BlockTimes:
+    blocks = plans.blocks(low, high)
+    owner, done, start, end, replica, start_ns = rows.T
+    owner = owner - low
+    count = plans.blocks_of[low:high][owner] - done
+    segment = np.repeat(np.arange(len(rows)), count)
+    block = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + done[segment]
+    at = blocks.first[owner][segment] + block
+    before = blocks.extend[blocks.first[owner] + np.maximum(done, 1) - 1] + 1
+    origin = start - np.where(done > 0, before, 0)
+    extend = origin[segment] + blocks.extend[at]  # tick of the extend pass; of the last block, the segment's end
+    ran = extend < end[segment]
+    complete = extend <= end[segment]
+    nfe = end - start - np.bincount(segment[ran], minlength=len(rows))
+    segment, block, at, extend = segment[complete], block[complete], at[complete], extend[complete]
+    steps = blocks.steps[at]
+    visible_ns = ticks.flat[ticks.at(replica[segment], extend - 1)]
+    previous = extend - steps - 1
+    fresh = block == done[segment]
+    ready_ns = ticks.flat[ticks.at(replica[segment], np.where(fresh, start[segment], previous))]
+    ready_ns = np.where(fresh, start_ns[segment], ready_ns)
+    totals = np.bincount(owner, nfe, minlength=high - low).astype(np.int64)
+    return BlockTimes(owner[segment] + low, block, steps, ready_ns, visible_ns, low, totals)
+
+
+class TokenTimes(NamedTuple):
+    """Autoregressive: gaps between tokens as (gap, weight), and per-request columns."""
+
+    gap_ns: np.ndarray
+    weight: np.ndarray
+    second_ns: np.ndarray  # when the second token became visible; -1 where there is none
+    passes: np.ndarray  # decode passes
+
+
+def token_times(segments: np.ndarray, ticks: Ticks, requests: int) -> TokenTimes:
+    """Every segment starts with the token of its prefill at ``start_ns``; each of its ticks adds one."""
+    request, _, start, end, replica, start_ns = segments.T
+    decoded = end > start
+    # inside a segment, the gap before tick t > start is that tick's own, shared by all who decode in both
+    change = np.zeros(len(ticks.flat) + 1, np.int64)
+    np.add.at(change, ticks.at(replica, start + 1)[decoded], 1)
+    np.add.at(change, ticks.at(replica, end)[decoded], -1)
+    shared = np.cumsum(change[:-1])[1:]
+    first_gap = ticks.flat[ticks.at(replica, start)[decoded]] - start_ns[decoded]
+    last_ns = start_ns.copy()
+    last_ns[decoded] = ticks.flat[ticks.at(replica, end - 1)[decoded]]
+    again = np.flatnonzero(request[1:] == request[:-1]) + 1  # segments after a preemption
+    restart_gap = start_ns[again] - last_ns[again - 1]
+    single = np.concatenate((first_gap, restart_gap))
+    second_ns = np.full(requests, -1)
+    second_ns[request[again[::-1]]] = start_ns[again[::-1]]
+    is_first = np.ones(len(request), bool)
+    is_first[again] = False
+    fast = decoded & is_first
+    second_ns[request[fast]] = ticks.flat[ticks.at(replica, start)[fast]]
+    return TokenTimes(
+        np.concatenate((np.diff(ticks.flat), single)),
+        np.concatenate((shared, np.ones(len(single), np.int64))),
+        second_ns,
+        np.bincount(request, end - start, minlength=requests).astype(np.int64),
+    )

@@ -1,0 +1,82 @@
+"""The requests of a run: read from a trace or drawn."""
+
+from dataclasses import dataclass
+from math import log, log1p
+from pathlib import Path
+
+import numpy as np
+
+from twotower_sim.draws import generator, uniform
+from twotower_sim.errors import InputError
+from twotower_sim.readers import read_trace
+from twotower_sim.requests import Requests
+
+BUNCHED = 0.1
+"""Share of requests with the time stamp of another from which a trace counts as quantised."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A part of a trace, ready to be replayed, and what was done to it."""
+
+    requests: Requests
+    spread_over_s: float | None  # the bin over which bunched time stamps were spread
+
+
+def trace(
+    path: Path,
+    format: str,
+    limit: int | None,
+    window_s: tuple[float, float] | None,
+    rate_scale: float,
+    spread_quantised: bool,
+    seed: int,
+) -> Trace:
+    """Read, spread bunched time stamps, cut the window [from, to), take the first ``limit``, scale the rate."""
+    requests = read_trace(path, format)
+    bin_ns = quantum_ns(requests.arrival_ns) if spread_quantised else None
+    arrival_ns = spread(requests.arrival_ns, bin_ns, seed) if bin_ns else requests.arrival_ns
+    span_s = arrival_ns[-1] / 1e9
+    if window_s is not None:
+        inside = (arrival_ns >= window_s[0] * 1e9) & (arrival_ns < window_s[1] * 1e9)
+        if not inside.any():
+            raise InputError(f"{path}: no requests in window_s {list(window_s)}; the trace spans {span_s:.3f} s")
+        requests, arrival_ns = requests.take(inside), arrival_ns[inside] - round(window_s[0] * 1e9)
+    arrival_ns = np.rint(arrival_ns[:limit] / rate_scale).astype(np.int64) if rate_scale != 1 else arrival_ns[:limit]
+    requests = Requests(arrival_ns, requests.input_tokens[:limit], requests.output_tokens[:limit])
+    return Trace(requests, bin_ns / 1e9 if bin_ns else None)
+
+
+def quantum_ns(arrival_ns: np.ndarray) -> int | None:
+    """The bin of bunched time stamps: a low quantile of the gaps between different ones; None if not bunched."""
+    distinct = np.unique(arrival_ns)
+    if len(distinct) < 2 or 1 - len(distinct) / len(arrival_ns) < BUNCHED:
+        return None
+    return int(np.quantile(np.diff(distinct), 0.1))
+
+
+def spread(arrival_ns: np.ndarray, bin_ns: int, seed: int) -> np.ndarray:
+    """Spread requests of one time stamp uniformly from it to the bin's end (or the next time stamp), in file order."""
+    distinct, group = np.unique(arrival_ns, return_inverse=True)
+    width = np.minimum(np.append(np.diff(distinct), bin_ns), bin_ns)
+    offset = uniform(seed, "spread", np.arange(len(arrival_ns)))
+    within = offset[np.lexsort((offset, group))]  # sorted inside each group; groups are contiguous already
+    return arrival_ns + (within * width[group]).astype(np.int64)
+
+
+def lengths(kind: str, count: int, seed: int, stream: str, value=None, mean=None, cv=None, max=None) -> np.ndarray:
+    """Token counts (count,), int64 >= 1: constant ``value``, or lognormal with a mean and a coefficient of variation."""
+    if kind == "constant":
+        return np.full(count, value)
+    variance = log1p(cv**2)
+    drawn = generator(seed, stream).lognormal(log(mean) - variance / 2, variance**0.5, count)
+    return np.clip(np.rint(drawn), 1, max).astype(np.int64)
+
+
+def arrivals(kind: str, count: int, seed: int, rate_rps: float, cv: float | None = None) -> np.ndarray:
+    """Arrival times in nanoseconds (count,): Poisson, gamma gaps with a coefficient of variation, or constant gaps."""
+    if kind == "constant":
+        return np.rint(np.arange(count) * (1e9 / rate_rps)).astype(np.int64)
+    shape = 1.0 if cv is None else 1 / cv**2
+    gaps = generator(seed, "arrivals").gamma(shape, 1 / shape, count)
+    return np.rint(np.cumsum(gaps) * (1e9 / rate_rps)).astype(np.int64)

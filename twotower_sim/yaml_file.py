@@ -1,0 +1,198 @@
+"""YAML files into frozen models, with errors that name file, line, key, what was found and what is allowed."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from twotower_sim.errors import InputError
+
+Model = TypeVar("Model", bound=BaseModel)
+Keys = tuple[str | int, ...]
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML with 1e-5 read as a number (YAML 1.2), which PyYAML takes for a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+class Document:
+    """Parsed YAML and where each of its values stands."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self._where: dict[Keys, str] = {}
+        try:
+            node = yaml.compose(text, Loader=_Loader)
+            self.data = self._build(node, ())
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise InputError(f"{path}{line}: not valid YAML: {error.problem}") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: not valid YAML: {error}") from None
+        if not isinstance(self.data, dict):
+            raise InputError(f"{path}: expected a mapping of keys to values at the top level")
+
+    def _build(self, node: yaml.Node | None, keys: Keys) -> Any:
+        if node is None:
+            return None
+        self._where.setdefault(keys, f"{self.path}:{node.start_mark.line + 1}")
+        if isinstance(node, yaml.SequenceNode):
+            return [self._build(item, (*keys, i)) for i, item in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            return _scalar(node)
+        mapping: dict[str, Any] = {}
+        for key_node, value in node.value:
+            key, line = _scalar(key_node), f"{self.path}:{key_node.start_mark.line + 1}"
+            if not isinstance(key, str):
+                raise InputError(f"{line}: key {key!r} is no text")
+            if key in mapping:
+                raise InputError(f"{line}: {_dotted((*keys, key))} stands twice")
+            self._where[(*keys, key)] = line
+            mapping[key] = self._build(value, (*keys, key))
+        return mapping
+
+    def override(self, assignment: str) -> None:
+        """Apply ``a.b.c=value``, the value in YAML. A new ``kind`` starts its section afresh."""
+        dotted, equals, text = assignment.partition("=")
+        keys = tuple(dotted.strip().split("."))
+        if not equals or not all(keys):
+            raise InputError(f"--set {assignment}: expected section.key=value")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            raise InputError(f"--set {assignment}: the value is not valid YAML") from None
+        section = self.data
+        for i, key in enumerate(keys[:-1]):
+            if section.get(key) is None:
+                section[key] = {}
+                self._where[keys[: i + 1]] = f"--set {assignment}"
+            if not isinstance(section[key], dict):
+                raise InputError(f"--set {assignment}: {_dotted(keys[: i + 1])} is no section")
+            section = section[key]
+        if keys[-1] == "kind" and section.get("kind") != value:
+            section.clear()
+        section[keys[-1]] = value
+        for known in [known for known in self._where if known[: len(keys)] == keys]:
+            del self._where[known]
+        self._where[keys] = f"--set {assignment}"
+
+    def where(self, keys: Keys) -> str:
+        """File and line (or --set) of a value, or of the nearest section around it."""
+        while keys and keys not in self._where:
+            keys = keys[:-1]
+        return self._where[keys] if keys else str(self.path)
+
+    def validate(self, model: type[Model]) -> Model:
+        try:
+            return model.model_validate(self.data)
+        except ValidationError as error:
+            raise InputError("\n".join(dict.fromkeys(self._lines(model, error)))) from None
+
+    def _lines(self, model: type[BaseModel], error: ValidationError) -> Iterable[str]:
+        for item in error.errors():
+            keys, fields = _locate(self.data, model, item["loc"])
+            where = self.where((*keys, "kind") if item["type"].startswith("union_tag") else keys)
+            yield f"{where}: {_explain(item, keys, fields)}"
+
+
+def read_document(path: Path) -> Document:
+    try:
+        return Document(path, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def load_model(model: type[Model], path: Path) -> Model:
+    return read_document(path).validate(model)
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = _Loader("")
+    try:
+        return loader.construct_object(node)
+    except ValueError as error:
+        raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+    finally:
+        loader.dispose()
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(map(str, keys))
+
+
+def _locate(data: Any, model: Any, loc: tuple[str | int, ...]) -> tuple[Keys, dict[str, Any]]:
+    """The document's keys for a pydantic location (which also names union members), and the fields of the
+    model around its last key."""
+    keys: list[str | int] = []
+    fields: dict[str, Any] = {}
+    for part in loc:
+        members = _models(model)
+        tagged = [m for m in members if _tag(m) == part]
+        if tagged and not (isinstance(data, dict) and part in data and part not in ("kind",)):
+            model = tagged[0]
+            continue
+        fields = {name: field for m in members for name, field in _named_fields(m).items()}
+        keys.append(part)
+        model = fields[part].rebuild_annotation() if part in fields else None
+        data = data.get(part) if isinstance(data, dict) else None
+    if loc and not keys:
+        fields = {}
+    return tuple(keys), fields if loc else _named_fields(model)
+
+
+def _named_fields(model: type[BaseModel]) -> dict[str, Any]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Pydantic models inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is Annotated:
+        return _models(get_args(annotation)[0])
+    if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
+        return [m for part in get_args(annotation) for m in _models(part)]
+    return []
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation)[0] if kind and get_origin(kind.annotation) is Literal else None
+
+
+def _explain(item: Any, keys: Keys, fields: dict[str, Any]) -> str:
+    name, found, context = _dotted(keys), item["input"], item.get("ctx", {})
+    if item["type"] == "extra_forbidden":
+        return f"{name}: unknown key{_nearest(str(keys[-1]), fields)}; allowed: {', '.join(fields)}"
+    if item["type"] == "missing":
+        return f"{name}: is missing"
+    if item["type"] == "union_tag_not_found":
+        return f"{name}.kind: is missing; allowed: {context.get('expected_tags') or _tags(fields, keys)}"
+    if item["type"] == "union_tag_invalid":
+        allowed = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
+        return f"{name}.kind: found {context['tag']!r}; allowed: {', '.join(allowed)}{_nearest(context['tag'], allowed)}"
+    if item["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        return f"{name}: found {found!r}; allowed: {', '.join(allowed)}{_nearest(str(found), allowed)}"
+    if item["type"] == "value_error":
+        return f"{name}: {context['error']}" if name else str(context["error"])
+    return f"{name}: found {found!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _tags(fields: dict[str, Any], keys: Keys) -> str:
+    field = fields.get(str(keys[-1])) if keys else None
+    return ", ".join(tag for m in _models(field.rebuild_annotation()) if (tag := _tag(m))) if field else ""
+
+
+def _nearest(name: str, allowed: Iterable[str]) -> str:
+    close = get_close_matches(name, list(allowed), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
