@@ -159,7 +159,7 @@ class NaiveEngine:
                 self.nfe[s.request] = self.nfe.get(s.request, 0) + 1
         tokens = sum(c for _, _, c in chunks)
         pairs = sum(p + 1 for _, at, c in chunks for p in range(at, at + c))
-        self.clock += round(self.latency.one(n, x, ne, xe, tokens, pairs, len(chunks))[2] * 1e9)
+        self.clock += int(self.latency.round(n, x, ne, xe, tokens, pairs, len(chunks))[2] * 1e9 + 0.5)
         self.rounds += 1
         for s in decodes:
             if s.steps is None:

@@ -1,10 +1,11 @@
 """What a person reads on the terminal."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 COLUMNS = ("avg", "min", "max", "p99", "p90", "p75", "p50", "std")
@@ -34,8 +35,8 @@ TITLES = {
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """AIPerf's table, then where the time, the memory and the figures went."""
     columns = COLUMNS if console.width >= NARROW else NARROW_COLUMNS
-    table = Table(title=f"twotower-sim | {summary['name']}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("Metric")
+    table = Table(title=f"twotower-sim | {summary['name']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("Metric", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for name, metric in summary["metrics"].items():
@@ -65,14 +66,18 @@ def _lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.2f}"
+    return "" if value is None else f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def progress_bar(console: Console, total: int, what: str) -> Progress:
-    """On stderr, and silent where that is no terminal."""
-    bar = Progress(
-        TextColumn(what), BarColumn(), TextColumn("{task.completed:,} of {task.total:,}"), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
-    bar.add_task(what, total=total)
-    return bar
+@contextmanager
+def progress_bar(console: Console, total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar that moves as it hears how much is done; silent where the console is no terminal."""
+    if not console.is_terminal or console.quiet:
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    shown = TextColumn(what), BarColumn(), TextColumn("{task.completed:,} of {task.total:,}"), TimeRemainingColumn()
+    with Progress(*shown, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -32,10 +32,10 @@ import numpy as np
 from twotower_sim.admission import Queue
 from twotower_sim.latency import Latency
 from twotower_sim.records import Records
-from twotower_sim.schedule import Rings, Schedule, Sequence
+from twotower_sim.schedule import EXTEND_CONTEXT, EXTEND_SHIFT, Rings, Schedule, Sequence
 
-GLIDE_ROUNDS = 24
-"""Shortest stretch that is worth an array operation (about 15 us, ten single rounds)."""
+GLIDE_ROUNDS = 20
+"""Shortest stretch that is worth an array operation, which costs as much as six single rounds or so."""
 GLIDE_AT_MOST = 4096
 FOREVER_NS = 1 << 62
 
@@ -53,15 +53,9 @@ class Limits:
     prefill_first: bool = False
 
 
-class Prefill(NamedTuple):
-    """The prompt side of a round: tokens, query-key pairs, sequences."""
-
-    tokens: int = 0
-    pairs: int = 0
-    sequences: int = 0
-
-
-NO_PREFILL = Prefill()
+Prefill = tuple[int, int, int]
+"""The prompt side of a round: tokens, their query-key pairs, the sequences they belong to."""
+NO_PREFILL: Prefill = (0, 0, 0)
 
 
 class Round(NamedTuple):
@@ -85,7 +79,7 @@ class Engine:
         "index", "clock_ns", "tick", "idle", "running", "queue", "decoding", "context", "queued_tokens",
         "kv_used", "kv_peak", "seats_peak", "tick_end_ns", "rounds", "preemptions", "busy_ns", "denoiser_s",
         "context_s", "_latency", "_schedule", "_limits", "_records", "_on_finish", "_observe", "_seats",
-        "_rings", "_views", "_ending", "_started", "_partial", "_blocked", "_admissions", "_last_round_ns",
+        "_rings", "_ending", "_started", "_partial", "_blocked", "_admissions", "_decode_round_ns",
     )  # fmt: skip
 
     def __init__(
@@ -119,14 +113,13 @@ class Engine:
         self._latency, self._schedule, self._limits, self._records = latency, schedule, limits, records
         self._on_finish, self._observe = on_finish, observe
         self._seats = min(limits.max_num_seqs, limits.state_slots)
-        self._rings = Rings.of(longest_decode_ticks)
-        self._views = self._rings.views()
+        self._rings = Rings(longest_decode_ticks, schedule.blocks_per_extend)
         self._ending: list[tuple[int, int, Sequence]] = []  # heap of (finish tick, admission, sequence)
         self._started: list[Sequence] = []  # completed their prefill in the latest round
         self._partial: Sequence | None = None  # the one prompt in progress, last in `running`
         self._blocked = False  # the head waits for a seat or memory: useless to look before something leaves
         self._admissions = 0
-        self._last_round_ns = FOREVER_NS
+        self._decode_round_ns = FOREVER_NS  # latest round without prompts: how far a stretch may reach
 
     # ------------------------------------------------------------------ from outside
 
@@ -143,8 +136,8 @@ class Engine:
         self.settle(now_ns)
         if self.idle:
             self.idle, self.clock_ns = False, now_ns
-        head = self.queue.head() if len(self.queue) else None
-        self.queue.push(seq)
+        head = self.queue.head() if self.queue else None
+        self.queue.add(seq)
         if self.queue.head() is not head:
             self._blocked = False
         self.queued_tokens += self._schedule.prefill_length(seq)
@@ -158,10 +151,12 @@ class Engine:
     def advance(self, until_ns: int) -> None:
         """Run every round that starts before ``until_ns``."""
         while self.clock_ns < until_ns:
-            self._end_round()
-            if self.idle:
-                return
-            if not self._glide(until_ns):
+            if self.idle or self._started or (self._ending and self._ending[0][0] <= self.tick):
+                self._end_round()
+                if self.idle:
+                    return
+            prompts = self._partial or (self.queue and not self._blocked)
+            if prompts or not self._ending or self._observe or not self._decode(until_ns):
                 self._round()
 
     # ------------------------------------------------------------------ one round
@@ -175,72 +170,81 @@ class Engine:
         for seq in self._started:
             self._start(seq)
         self._started.clear()
-        self.idle = not self.running and not len(self.queue)
+        self.idle = not self.running and not self.queue
 
     def _round(self) -> None:
-        limits, tick = self._limits, self.tick & self._rings.mask
+        limits, schedule, at = self._limits, self._schedule, self.tick & self._rings.mask
         prefill = NO_PREFILL
         if limits.prefill_first:
             prefill = self._prefill(limits.max_num_batched_tokens)
-            if prefill.tokens:
+            if prefill[0]:
                 return self._run(0, 0, 0, 0, prefill)
-        budget = limits.max_num_batched_tokens - self._schedule.pass_tokens * self.decoding
-        if not self._take_kv(tick, budget) and not limits.prefill_first:
+        budget = limits.max_num_batched_tokens - schedule.pass_tokens * self.decoding
+        if not self._take_kv(at, budget) and not limits.prefill_first:
             prefill = self._prefill(budget)
-        n_extend, extend_context = self._rings.extends[tick], self._rings.extend_context[tick]
-        self._rings.extends[tick] = self._rings.extend_context[tick] = 0
+        due = self._rings.passes[at]
+        n_extend, extend_context = due >> EXTEND_SHIFT, due & EXTEND_CONTEXT
+        self._rings.passes[at] = self._rings.growth[at] = 0
         self._run(self.decoding - n_extend, self.context - extend_context, n_extend, extend_context, prefill)
         self.tick += 1
         self.tick_end_ns.append(self.clock_ns)
-        self.context += self._schedule.growth * self.decoding + self._schedule.pass_tokens * n_extend
+        self.context += schedule.growth * self.decoding + schedule.pass_tokens * n_extend
 
     def _run(self, n: int, context: int, n_extend: int, extend_context: int, prefill: Prefill) -> None:
         start_ns = self.clock_ns
-        denoiser_s, context_s, round_s = self._latency.one(n, context, n_extend, extend_context, *prefill)
+        denoiser_s, context_s, round_s = self._latency.round(n, context, n_extend, extend_context, *prefill)
         round_ns = int(round_s * 1e9 + 0.5)
         self.clock_ns = start_ns + round_ns
         self.rounds += 1
         self.busy_ns += round_ns
-        self._last_round_ns = round_ns
+        if not prefill[0]:
+            self._decode_round_ns = round_ns
         self.denoiser_s += denoiser_s
-        shared = n if self._schedule.growth else n_extend
-        self.context_s[(shared > 0) + 2 * (prefill.tokens > 0)] += context_s
+        shared = n_extend if self._schedule.blocks else n
+        self.context_s[(shared > 0) + 2 * (prefill[0] > 0)] += context_s
         if self._observe is not None:
             round_ = Round(start_ns, self.clock_ns, denoiser_s, context_s, n, n_extend, prefill, len(self.queue), self.kv_used)
             self._observe(self.index, round_)
 
-    def _take_kv(self, tick: int, budget: int) -> bool:
-        """Give decoding sequences the KV blocks they need now; returns whether it had to preempt."""
-        growth, preempted = self._rings.kv_growth, False
-        while self.kv_used + growth[tick] + self._chunk_blocks(budget) > self._limits.kv_blocks:
+    def _take_kv(self, at: int, budget: int) -> bool:
+        """Give decoding sequences the KV blocks they need now, with room left for the prompt in progress; returns
+        whether it had to preempt."""
+        preempted = False
+        while self.kv_used + (blocks := self._due_blocks(at)) + self._chunk_blocks(budget) > self._limits.kv_blocks:
             self._preempt()
             preempted = True
-        self._hold(growth[tick])
-        growth[tick] = 0
+        self._hold(blocks)
         return preempted
+
+    def _due_blocks(self, at: int) -> int:
+        rings = self._rings
+        return rings.growth[at] + rings.blocks_per_extend * (rings.passes[at] >> EXTEND_SHIFT)
 
     def _prefill(self, budget: int) -> Prefill:
         """Go on with the prompt in progress, then admit from the queue, within a budget of tokens."""
         tokens = pairs = sequences = 0
-        while budget > tokens:
-            seq = self._partial or self._admit(budget - tokens, alone=not tokens)
+        while tokens < budget:
+            seq = self._partial
+            if seq is None and self.queue and not self._blocked:
+                seq = self._admit(budget - tokens, alone=not tokens)
             if seq is None:
                 break
-            chunk = min(seq.length - seq.position, budget - tokens)
-            self._hold(self._blocks(seq.position + chunk) - self._blocks(seq.position))
+            done = seq.position
+            chunk = min(seq.length - done, budget - tokens)
+            self._hold(self._blocks(done + chunk) - self._blocks(done))
             tokens += chunk
-            pairs += chunk * seq.position + chunk * (chunk + 1) // 2
+            pairs += chunk * done + chunk * (chunk + 1) // 2
             sequences += 1
             seq.position += chunk
-            self._partial = seq if seq.position < seq.length else None
-            if self._partial is None:
-                self._started.append(seq)
-        return Prefill(tokens, pairs, sequences) if tokens else NO_PREFILL
+            if seq.position < seq.length:
+                self._partial = seq
+                break
+            self._partial = None
+            self._started.append(seq)
+        return tokens, pairs, sequences
 
     def _admit(self, budget: int, alone: bool) -> Sequence | None:
         """The queue's head, if there are seats and memory for it (and budget, where prompts are not chunked)."""
-        if self._blocked or not len(self.queue):
-            return None
         seq = self.queue.head()
         length = self._schedule.prefill_length(seq)
         if len(self.running) >= self._seats or self._blocks(length) > self._limits.kv_blocks - self.kv_used:
@@ -249,7 +253,7 @@ class Engine:
         if length > budget and not self._limits.chunked_prefill:
             self._blocked = alone  # in company it may fit into the next round
             return None
-        self.queue.pop()
+        self.queue.take()
         self.running[seq.request] = seq
         self.seats_peak = max(self.seats_peak, len(self.running))
         seq.order, seq.length, seq.position = self._admissions, length, 0
@@ -263,12 +267,12 @@ class Engine:
         """The prompt is in the cache: decode from this tick on."""
         self.queued_tokens -= seq.length
         self._records.prefilled(seq.request, self.clock_ns)
-        if self._schedule.emits_at_prefill:
+        if not self._schedule.blocks:  # the prefill's last position gives the first token
             seq.done += 1
         seq.start_tick, seq.start_ns = self.tick, self.clock_ns
         self._schedule.place(seq, self._rings)
         self.decoding += 1
-        self.context += self._schedule.context(seq, self.tick)
+        self.context += seq.length + self._schedule.growth
         if seq.finish_tick == self.tick:
             self._finish(seq)
         else:
@@ -299,7 +303,7 @@ class Engine:
             seq.done = self._schedule.progress(seq, self.tick)
             self.queued_tokens += self._schedule.prefill_length(seq)
         seq.order = -1
-        self.queue.push_back(seq)
+        self.queue.give_back(seq)
         self.preemptions += 1
         self._records.preemptions[seq.request] += 1
 
@@ -326,51 +330,77 @@ class Engine:
         if self.kv_used > self.kv_peak:
             self.kv_peak = self.kv_used
 
-    # ------------------------------------------------------------------ many rounds
+    # ------------------------------------------------------------------ rounds in which only time passes
 
-    def _glide(self, until_ns: int) -> bool:
-        """Run a stretch of rounds in which nothing but time passes, as one array operation.
-
-        False where there is none that is worth it: the next round is then run alone.
-        """
-        if self._partial or (len(self.queue) and not self._blocked) or self._observe or not self._ending:
-            return False
+    def _decode(self, until_ns: int) -> bool:
+        """Run rounds without prompts until something changes; False if the next one lacks memory."""
         ahead = self._ending[0][0] - self.tick
-        if ahead < GLIDE_ROUNDS or until_ns - self.clock_ns < GLIDE_ROUNDS * self._last_round_ns:
+        left_ns, round_ns = until_ns - self.clock_ns, self._decode_round_ns
+        if ahead < GLIDE_ROUNDS or left_ns < GLIDE_ROUNDS * round_ns:
+            return self._step(ahead, until_ns)
+        to_edge = self._rings.mask + 1 - (self.tick & self._rings.mask)
+        return self._glide(min(ahead, to_edge, GLIDE_AT_MOST, left_ns * 5 // (4 * round_ns or 1) + 8), until_ns)
+
+    def _step(self, ahead: int, until_ns: int) -> bool:
+        """The next ``ahead`` rounds at most, one by one."""
+        decode, ended, free = self._latency.decode, self.tick_end_ns.append, self._limits.kv_blocks - self.kv_used
+        passes, growth, mask = self._rings.passes, self._rings.growth, self._rings.mask
+        per_extend, pass_tokens = self._rings.blocks_per_extend, self._schedule.pass_tokens
+        n, context, clock_ns, gained = self.decoding, self.context, self.clock_ns, self._schedule.growth * self.decoding
+        denoised_s = context_s = 0.0
+        taken, start, tick = 0, self.tick, self.tick
+        while clock_ns < until_ns and tick < start + ahead:
+            at = tick & mask
+            due, blocks = passes[at], growth[at]
+            n_extend, extend_context = due >> EXTEND_SHIFT, due & EXTEND_CONTEXT
+            if due or blocks:
+                taken += blocks + per_extend * n_extend
+                if taken > free:
+                    taken -= blocks + per_extend * n_extend
+                    break
+                passes[at] = growth[at] = 0
+            denoise_s, forward_s, round_s = decode(n - n_extend, context - extend_context, n_extend, extend_context)
+            clock_ns += int(round_s * 1e9 + 0.5)
+            ended(clock_ns)
+            context += gained + pass_tokens * n_extend
+            denoised_s += denoise_s
+            context_s += forward_s
+            tick += 1
+        if tick == start:
             return False
-        at = self.tick & self._rings.mask
-        rounds = min(ahead, GLIDE_AT_MOST, self._rings.mask + 1 - at)
-        rounds = min(rounds, (until_ns - self.clock_ns) * 5 // (4 * self._last_round_ns or 1) + 8)
-        due = slice(at, at + rounds)
-        extends, extend_context, growth = (view[due] for view in self._views)
-        if self._schedule.growth:
-            context = self.context + self.decoding * _INDEX[:rounds]
-        else:
-            context = self.context + self._schedule.pass_tokens * (np.cumsum(extends) - extends)
-        denoiser_s, context_s, round_s = self._latency.many(
-            self.decoding - extends, context - extend_context, extends, extend_context
-        )
-        clock_ns = np.cumsum(np.concatenate(((self.clock_ns,), (round_s * 1e9 + 0.5).astype(np.int64))))
-        kv_used = self.kv_used + np.cumsum(growth)
-        run = int(np.searchsorted(clock_ns[:-1], until_ns))
-        if kv_used[-1] > self._limits.kv_blocks:
-            run = min(run, int(np.searchsorted(kv_used, self._limits.kv_blocks, side="right")))
-        if run == 0:
-            return False
-        self._hold(int(kv_used[run - 1]) - self.kv_used)
-        self.context = int(context[run - 1]) + self._schedule.growth * self.decoding
-        self.context += self._schedule.pass_tokens * int(extends[run - 1])
-        for ring in (extends, extend_context, growth):
-            ring[:run] = 0
-        self.tick_end_ns.frombytes(clock_ns[1 : run + 1].tobytes())
-        self.busy_ns += int(clock_ns[run]) - self.clock_ns
-        self.denoiser_s += float(denoiser_s[:run].sum())
-        self.context_s[1] += float(context_s[:run].sum())
-        self._last_round_ns = int(clock_ns[run] - clock_ns[run - 1])
-        self.clock_ns = int(clock_ns[run])
-        self.tick += run
-        self.rounds += run
+        self._hold(taken)
+        self._decode_round_ns = (clock_ns - self.clock_ns) // (tick - start)
+        self._passed(tick - start, clock_ns, context, denoised_s, context_s)
         return True
 
+    def _glide(self, rounds: int, until_ns: int) -> bool:
+        """The next ``rounds`` rounds at most, as one array operation."""
+        at = self.tick & self._rings.mask
+        passes, context = self._schedule.ahead(self._rings, at, rounds, self.context, self.decoding)
+        denoiser_s, context_s, round_s = self._latency.decode_many(*passes)
+        clock_ns = np.empty(rounds + 1, np.int64)
+        clock_ns[0], clock_ns[1:] = self.clock_ns, round_s * 1e9 + 0.5
+        np.cumsum(clock_ns, out=clock_ns)
+        run = int(clock_ns[:-1].searchsorted(until_ns))
+        kv_blocks = self._rings.kv_blocks(at, run)
+        blocks, free = int(kv_blocks.sum()), self._limits.kv_blocks - self.kv_used
+        if blocks > free:
+            run = int(kv_blocks.cumsum().searchsorted(free, side="right"))
+            blocks = int(kv_blocks[:run].sum())
+        if not run:
+            return False
+        self._hold(blocks)
+        self._rings.clear(at, run)
+        self.tick_end_ns.frombytes(clock_ns[1 : run + 1].tobytes())
+        self._decode_round_ns = int(clock_ns[run] - clock_ns[run - 1])
+        denoised_s = float(denoiser_s[:run].sum()) if self._schedule.blocks else 0.0
+        self._passed(run, int(clock_ns[run]), int(context[run - 1]), denoised_s, float(context_s[:run].sum()))
+        return True
 
-_INDEX = np.arange(GLIDE_AT_MOST)
+    def _passed(self, rounds: int, clock_ns: int, context: int, denoiser_s: float, context_s: float) -> None:
+        self.busy_ns += clock_ns - self.clock_ns
+        self.clock_ns, self.context = clock_ns, context
+        self.tick += rounds
+        self.rounds += rounds
+        self.denoiser_s += denoiser_s
+        self.context_s[1] += context_s

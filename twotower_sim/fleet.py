@@ -10,6 +10,7 @@ runs one round at a time. Both give the same result (a test holds them against e
 from collections.abc import Callable, Generator
 from typing import Protocol
 
+import numpy as np
 import simpy
 from simpy.events import Event
 
@@ -58,6 +59,7 @@ class Fleet:
         self._sequence, self._arrived, self._live = sequence, arrived, live
         self._bells: list[Event | None] = []  # of replicas that idle
         self._waiting: dict[int, Event] = {}  # completions that somebody waits for
+        self._completed = 0
 
     def add(self, replica: Replica) -> None:
         self.replicas.append(replica)
@@ -80,6 +82,7 @@ class Fleet:
 
     def completed(self, request: int, now_ns: int) -> None:
         """A live replica calls this when a request finishes."""
+        self._completed += 1
         self._waiting.pop(request).succeed()
 
     def _drive(self, index: int) -> Generator[Event, None, None]:
@@ -93,7 +96,7 @@ class Fleet:
             yield self.env.timeout(replica.clock_ns - self.env.now)
             replica.settle(replica.clock_ns)
 
-    def run_open(self, requests: Requests, ids: list[int] | range, progress: Callable[[int], None]) -> None:
+    def run_open(self, requests: Requests, ids: np.ndarray, progress: Callable[[int], None]) -> None:
         """Requests arrive at their times, whatever the replicas do."""
         self.env.process(self._arrivals(requests, ids, progress))
         self.env.run()
@@ -104,15 +107,15 @@ class Fleet:
         env, submit = self.env, self.submit
         for low in range(0, len(ids), CHUNK):
             chunk = ids[low : low + CHUNK]
-            for request, at in zip(chunk, requests.arrival_ns[chunk].tolist(), strict=True):
+            for request, at in zip(chunk.tolist(), requests.arrival_ns[chunk].tolist(), strict=True):
                 if at > env.now:
                     yield env.timeout(at - env.now)
                 submit(request)
             progress(low + len(chunk))
 
-    def run_closed(self, ids: list[int], concurrency: int, think_ns: int, progress: Callable[[int], None]) -> None:
+    def run_closed(self, ids: np.ndarray, concurrency: int, think_ns: int, progress: Callable[[int], None]) -> None:
         """``concurrency`` users take the next request as soon as they have thought about their last answer."""
-        queue = iter(ids)
+        queue = iter(ids.tolist())
         users = [self.env.process(self._user(queue, think_ns, progress)) for _ in range(min(concurrency, len(ids)))]
         self.env.run(self.env.all_of(users))
 
@@ -121,6 +124,6 @@ class Fleet:
             self._waiting[request] = finished = self.env.event()
             self.submit(request)
             yield finished
-            progress(1)
+            progress(self._completed)
             if think_ns:
                 yield self.env.timeout(think_ns)

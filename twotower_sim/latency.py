@@ -1,4 +1,17 @@
-"""The interface between the engine and any model of time: aggregate shape of a round in, seconds out."""
+"""The interface between the engine and any model of time: the aggregate shape of a round in, seconds out.
+
+A round's shape is ``(n, context, n_extend, extend_context)`` and, where it carries prompts,
+``(prefill_tokens, prefill_pairs, n_prefill)``:
+
+- ``n``: sequences that take a denoise pass (two towers) or a decode pass (autoregressive),
+- ``context``: the tokens that those passes attend to, summed (blocks under denoising not counted),
+- ``n_extend``, ``extend_context``: the same for extend passes,
+- ``prefill_tokens``: prompt tokens of the round, ``prefill_pairs``: their query-key pairs, ``n_prefill``: the
+  sequences they belong to.
+
+The answer is ``(denoiser_s, context_s, round_s)``: seconds in which the denoiser (0 if there is none) and the
+context tower compute, and seconds from the round's start to its end, host and transfer included.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,37 +19,34 @@ from typing import Any
 
 import numpy as np
 
+Cost = tuple[float, float, float]
+
 PASS_NAMES = {
     "two_tower": ("idle", "extend", "prefill", "extend+prefill"),
     "autoregressive": ("idle", "decode", "prefill", "decode+prefill"),
 }
-"""Names of the context tower's forward by what shares it: index 1 for decoding sequences, 2 for prompts."""
+"""Names of the context tower's forward by what shares it: index 1 for decoding sequences, + 2 for prompts."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Cost of a round, twice: for one round of plain numbers, and for many rounds at once on arrays.
+    """A model of time. ``decode_many`` must give, element by element, the very floats of ``decode``."""
 
-    Both take ``(n, context, n_extend, extend_context, prefill_tokens, prefill_pairs, n_prefill)``:
-
-    - ``n``: sequences that take a denoise pass (two towers) or a decode pass (autoregressive),
-    - ``context``: the tokens that those passes attend to, summed (blocks under denoising not counted),
-    - ``n_extend``, ``extend_context``: the same for extend passes,
-    - ``prefill_tokens``: prompt tokens of the round, ``prefill_pairs``: their query-key pairs,
-      ``n_prefill``: the sequences they belong to,
-
-    and return ``(denoiser_s, context_s, round_s)``: seconds in which the denoiser and the context tower
-    compute, and seconds from the round's start to its end, host and transfer included. ``many`` takes
-    integer arrays (or scalars, broadcast) and must give, element by element, the very floats of ``one``:
-    the engine's exactness rests on it. Build both from one formula.
-    """
-
-    one: Callable[..., tuple[float, float, float]]
-    many: Callable[..., tuple[Any, Any, Any]]
-    side_by_side: bool = False  # the two towers compute at the same time
+    decode: Callable[[int, int, int, int], Cost]  # a round without prompts
+    decode_many: Callable[..., tuple[Any, Any, Any]]  # the same on int64 arrays (scalars broadcast)
+    mixed: Callable[[int, int, int, int, int, int, int], Cost]  # a round with prompts
+    side_by_side: bool  # the two towers compute at the same time
 
     @classmethod
-    def of(cls, formula: Callable[..., Callable], tables: tuple[np.ndarray, ...], side_by_side: bool) -> "Latency":
-        """Both costs from one ``formula(maximum, *tables)``: lists and ``max`` for one round, arrays for many."""
-        one = formula(max, *(table.tolist() for table in tables))
-        return cls(one, formula(np.maximum, *tables), side_by_side)
+    def of(cls, decode: Callable[..., Callable], tables: tuple[np.ndarray, ...], mixed: Callable, side_by_side: bool) -> "Latency":
+        """Both decode costs from one ``decode(maximum, *tables)``: with lists and ``max``, and with arrays."""
+        one = decode(max, *(table.tolist() for table in tables))
+        return cls(one, decode(np.maximum, *tables), mixed, side_by_side)
+
+    def round(
+        self, n: int, context: int, n_extend: int, extend_context: int, tokens: int, pairs: int, n_prefill: int
+    ) -> Cost:
+        """One round of any shape."""
+        if tokens:
+            return self.mixed(n, context, n_extend, extend_context, tokens, pairs, n_prefill)
+        return self.decode(n, context, n_extend, extend_context)

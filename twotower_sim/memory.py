@@ -41,6 +41,7 @@ class MemoryPlan:
     kv_block_bytes: int  # on one GPU
     state_bytes: int  # on one GPU
     sides: tuple[Side, ...]
+    overcommitted: str | None  # pools given that the GPUs do not hold
 
 
 def plan_memory(
@@ -60,7 +61,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Pools for given limits; ``kv_blocks`` and ``state_slots`` override what memory would give.
 
-    Raises InputError where the weights do not fit, or the pools asked for do not.
+    Raises InputError where weights and pools do not fit. With both pools given, as for an engine that is known by its
+    pools alone, they are taken as they are, and ``overcommitted`` says so.
     """
     capacity = floor(gpu.memory_bytes * utilization)
     context = tower.weight_bytes() // tensor_parallel
@@ -74,29 +76,31 @@ def plan_memory(
         )
     else:
         sides = (Side("both" if two_tower else "context", capacity, context + denoiser, activations + logits),)
-    free = min(side.free for side in sides)
     kv_block_bytes = kv_block_tokens * tower.kv_bytes_per_token // min(tensor_parallel, tower.kv_heads)
     state_bytes = tower.state_bytes // tensor_parallel
-    if state_slots is None and kv_blocks is not None:
-        state_slots = min(max_num_seqs, (free - kv_blocks * kv_block_bytes) // max(state_bytes, 1))
-    elif state_slots is None:
-        state_slots = min(max_num_seqs, floor(free * STATE_SHARE / max(state_bytes, 1)))
+    free = min(side.free for side in sides)
+    given = kv_blocks is not None and state_slots is not None
+    if state_slots is None:
+        room = STATE_SHARE * free if kv_blocks is None else free - kv_blocks * kv_block_bytes
+        state_slots = min(max_num_seqs, floor(room / max(state_bytes, 1)))
     if kv_blocks is None:
         kv_blocks = (free - state_slots * state_bytes) // kv_block_bytes
-    left = free - kv_blocks * kv_block_bytes - state_slots * state_bytes
-    if left < 0 or kv_blocks < 1 or state_slots < 1:
-        raise InputError(_no_room(tower, gpu, sides, kv_blocks * kv_block_bytes, state_slots * state_bytes, utilization))
-    return MemoryPlan(int(kv_blocks), int(state_slots), kv_block_bytes, state_bytes, sides)
+    short = free < kv_blocks * kv_block_bytes + state_slots * state_bytes or kv_blocks < 1 or state_slots < 1
+    problem = _no_room(tower, gpu, sides, kv_blocks * kv_block_bytes, state_slots * state_bytes, utilization)
+    if short and not given:
+        raise InputError(problem)
+    return MemoryPlan(kv_blocks, state_slots, kv_block_bytes, state_bytes, sides, problem if short else None)
 
 
 def _no_room(tower: Tower, gpu: Gpu, sides: tuple[Side, ...], kv: int, states: int, utilization: float) -> str:
     side = min(sides, key=lambda s: s.free)
     towers = {"both": "both towers", "context": "the context tower", "denoiser": "the denoiser tower"}[side.role]
-    parts = f"weights {side.weights / 1e9:.1f} GB, workspace {side.workspace / 1e9:.1f} GB"
+    needs = "need" if side.role == "both" else "needs"
+    parts = f"{needs} {side.weights / 1e9:.1f} GB for weights, {side.workspace / 1e9:.1f} GB for workspace"
     if side.free > 0:
-        parts += f", KV cache {max(kv, 0) / 1e9:.1f} GB, Mamba states {max(states, 0) / 1e9:.1f} GB"
+        parts += f", {max(kv, 0) / 1e9:.1f} GB for the KV cache, {max(states, 0) / 1e9:.1f} GB for Mamba states"
     return (
-        f"{towers} of {tower.name} do not fit on a GPU of {gpu.name}: {parts}; "
+        f"{towers} of {tower.name} {parts} on each {gpu.name}; "
         f"{side.capacity / 1e9:.1f} GB may be used ({utilization:.0%} of {gpu.memory_bytes / 1e9:.1f} GB). "
         "Split the towers, raise deployment.tensor_parallel, lower scheduler.max_num_seqs, "
         "max_num_batched_tokens or the pools under memory, or take a larger GPU"

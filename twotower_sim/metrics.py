@@ -24,7 +24,7 @@ from twotower_sim.latency import PASS_NAMES
 from twotower_sim.records import NOT_YET
 from twotower_sim.scenario import Slo
 from twotower_sim.simulation import Run
-from twotower_sim.visible import Ticks, block_times, token_times
+from twotower_sim.visible import Ticks, block_times, second_tokens, token_gaps
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,13 @@ def _two_tower(run: Run, segments: np.ndarray, ticks: Ticks):
 
 
 def _autoregressive(run: Run, segments: np.ndarray, ticks: Ticks):
-    times = token_times(segments, ticks, len(run.requests))
-    gaps = Distribution()
-    gaps.add(times.gap_ns / 1e6, times.weight)
+    gaps, none, number = Distribution(), Distribution(), len(run.requests)
+    for gap_ns, sharing in token_gaps(segments, ticks):
+        gaps.add(gap_ns / 1e6, sharing)
+    passes = np.bincount(segments[:, 0], segments[:, 3] - segments[:, 2], minlength=number).astype(np.int64)
     prefilled_ns = np.frombuffer(run.records.prefilled_ns, np.int64)
-    columns = _columns(run, prefilled_ns, times.second_ns, times.passes, np.zeros(len(run.requests), np.int64))
-    none = Distribution()
+    second_ns = second_tokens(segments, ticks, number)
+    columns = _columns(run, prefilled_ns, second_ns, passes, np.zeros(number, np.int64))
     per_block = {
         "commit_gap": gaps.summary("ms"),
         "block_latency": none.summary("ms"),
@@ -224,7 +225,7 @@ def _shares(run: Run, total_s: float) -> dict[str, dict[str, float]]:
 
     def shares(passes: dict[str, float], rest: str) -> dict[str, float]:
         parts = passes | {rest: busy_s - sum(passes.values()), "idle": total_s - busy_s}
-        return {name: seconds / total_s for name, seconds in parts.items()}
+        return {name: round(seconds / total_s, 9) + 0.0 for name, seconds in parts.items()}  # no -0.0
 
     if run.latency.side_by_side and run.plans:
         return {"denoiser": shares(denoise, "waiting"), "context": shares(context, "waiting")}

@@ -4,11 +4,13 @@ import platform
 import sys
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
+import numpy
+import simpy
 from rich.console import Console
 
+from twotower_sim import __version__
 from twotower_sim.console import print_summary, progress_bar
 from twotower_sim.metrics import evaluate
 from twotower_sim.result import all_or_nothing, summary, write_json, write_requests
@@ -25,23 +27,27 @@ def run_and_report(path: Path, overrides: list[str], out: Path | None, timeline:
     out = out or Path("out") / scenario.name
     recorder = Timeline(run) if timeline else None
     errors = Console(stderr=True, quiet=quiet)
-    with progress_bar(errors, len(run.requests), "simulating") as bar:
-        simulate(run, recorder.observe if recorder else None, lambda done: bar.update(bar.task_ids[0], completed=done))
+    with progress_bar(errors, len(run.requests), "simulating") as progress:
+        simulate(run, recorder.observe if recorder else None, progress)
     results = evaluate(run)
     figures = summary(run, results)
     machine = {
         "command": sys.argv,
         "started": started.isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("twotower-sim", "simpy", "numpy")} | {"python": platform.python_version()},
+        "versions": {
+            "twotower-sim": __version__,
+            "python": platform.python_version(),
+            "numpy": numpy.__version__,
+            "simpy": simpy.__version__,
+        },
         "machine": {"system": platform.platform(), "processor": platform.machine()},
     }
-    with all_or_nothing(out) as stage:
-        write_json(stage("summary.json"), figures)
-        write_requests(stage("requests.csv.gz"), results.columns)
+    with all_or_nothing() as stage:
+        write_json(stage(out / "summary.json"), figures)
+        write_requests(stage(out / "requests.csv.gz"), results.columns)
         if recorder and timeline:
-            with all_or_nothing(timeline.parent) as stage_timeline:
-                recorder.write(stage_timeline(timeline.name), run, results)
-        write_json(stage("run.json"), machine | {"wall_s": time.perf_counter() - clock})
+            recorder.write(stage(timeline), run, results)
+        write_json(stage(out / "run.json"), machine | {"wall_s": time.perf_counter() - clock})
     if not quiet:
         print_summary(figures, Console())
         print(f"Results     {out}/summary.json, requests.csv.gz, run.json" + (f"; {timeline}" if timeline else ""))

@@ -20,7 +20,7 @@ from twotower_sim.records import NOT_YET
 from twotower_sim.simulation import Run
 
 REQUEST_COLUMNS = (
-    "request_id", "arrival_s", "admit_s", "first_token_s", "second_token_s", "finish_s", "input_tokens",
+    "request_id", "arrival_s", "admit_s", "first_token_s", "finish_s", "input_tokens",
     "output_tokens", "replica", "nfe", "blocks", "preemptions",
 )  # fmt: skip
 ROWS = 65536
@@ -44,22 +44,21 @@ def summary(run: Run, results: Results) -> dict[str, Any]:
 
 
 @contextmanager
-def all_or_nothing(folder: Path) -> Iterator[Callable[[str], Path]]:
-    """Gives a function from a file's name to the path to write; renames all at the end, removes all on failure."""
+def all_or_nothing() -> Iterator[Callable[[Path], Path]]:
+    """Gives a function from a file to the path to write it to; puts all in place at the end, removes all on failure."""
     staged: dict[Path, Path] = {}
 
-    def stage(name: str) -> Path:
-        target = folder / name
+    def stage(target: Path) -> Path:
+        target.parent.mkdir(parents=True, exist_ok=True)
         staged[target] = target.with_name(f".{target.name}.{os.getpid()}")
         return staged[target]
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         yield stage
         for target, written in staged.items():
             written.replace(target)
     except OSError as error:
-        raise InputError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{error.filename2 or error.filename}: cannot be written: {error.strerror}") from None
     finally:
         for written in staged.values():
             written.unlink(missing_ok=True)
@@ -79,7 +78,7 @@ def _plain(value: Any) -> Any:
 def write_requests(path: Path, columns: Columns) -> None:
     """One row a request, in order of arrival; times in seconds to the nanosecond, empty where there is none."""
     c = columns
-    times = [c.arrival_ns, c.admit_ns, c.first_ns, c.second_ns, c.finish_ns]
+    times = [c.arrival_ns, c.admit_ns, c.first_ns, c.finish_ns]
     whole = [c.input_tokens, c.output_tokens, c.replica, c.nfe, c.blocks, c.preemptions]
     with path.open("wb") as file:
         packed = _Gzip(file)
@@ -88,7 +87,7 @@ def write_requests(path: Path, columns: Columns) -> None:
             part = slice(low, low + ROWS)
             ids = range(low, low + len(c.arrival_ns[part]))
             rows = zip(ids, *(_seconds(t[part]) for t in times), *(w[part].tolist() for w in whole), strict=True)
-            packed.write("".join(["%d,%s,%s,%s,%s,%s,%d,%d,%d,%d,%d,%d\n" % row for row in rows]))
+            packed.write("".join(["%d,%s,%s,%s,%s,%d,%d,%d,%d,%d,%d\n" % row for row in rows]))
         packed.close()
 
 

@@ -51,7 +51,7 @@ class _Forward:
         gpu, parallel = on.gpu, on.tensor_parallel
         self.byte_s = 1 / (gpu.memory_bytes_per_s * gpu.efficiency.memory * parallel)
         self.flop_s = 1 / (gpu.flops * gpu.efficiency.compute * parallel)
-        self.state_read_s = tower.state_bytes * self.byte_s
+        self.state_s = tower.state_bytes * self.byte_s  # to read, or to write, one sequence's state
         self.pair_s = 4 * tower.heads * tower.head_dim * tower.layers("*") * self.flop_s
         self.kv_token_s = tower.kv_bytes_per_token * self.byte_s
 
@@ -76,7 +76,7 @@ class _Forward:
         seconds = seconds + self._layers(t.layers("*"), t.attention_params, attention_io, tokens)
         seconds += self._layers(t.layers("E"), t.moe_dense_params, 2 * t.hidden + 2 * t.shared_width, tokens)
         seconds += self._layers(t.layers("-"), t.mlp_params, 2 * t.hidden + 2 * t.mlp_width, tokens)
-        seconds += self._all_reduces(tokens) + self._kernels()[0]
+        seconds += self._all_reduces(tokens) + self._gaps_s()
         return np.where(tokens > 0, seconds, 0.0)
 
     def _all_reduces(self, tokens: np.ndarray) -> np.ndarray:
@@ -86,24 +86,28 @@ class _Forward:
         moved = 2 * (n - 1) / n * tokens * self.tower.hidden * self.tower.dtype_bytes
         return len(self.tower.pattern) * (moved / link.bytes_per_s + link.latency_s)
 
-    def _kernels(self) -> tuple[float, float]:
-        """Seconds that a pass's kernels add to it, and seconds that it takes at least to launch them."""
-        costs, kernels = self.on.gpu.efficiency, sum(KERNELS[layer] for layer in self.tower.pattern)
-        if self.on.cuda_graphs:
-            return (costs.graph_launch_us + kernels * costs.kernel_gap_us) * 1e-6, 0.0
-        return 0.0, kernels * costs.kernel_launch_us * 1e-6
+    def _gaps_s(self) -> float:
+        """What a pass's kernels add to it."""
+        costs = self.on.gpu.efficiency
+        return (costs.graph_launch_us + self.kernels * costs.kernel_gap_us) * 1e-6 if self.on.cuda_graphs else 0.0
 
-    def launch_floor(self, work: np.ndarray) -> np.ndarray:
-        return np.where(work > 0, self._kernels()[1], 0.0)
+    @property
+    def launch_s(self) -> float:
+        """What a pass takes at least: eager launches."""
+        return 0.0 if self.on.cuda_graphs else self.kernels * self.on.gpu.efficiency.kernel_launch_us * 1e-6
 
-    def moe(self) -> Callable:
-        """Cost of the routed experts, as ``(maximum, touched share of the experts, tokens)`` to seconds."""
+    @property
+    def kernels(self) -> int:
+        return sum(KERNELS[layer] for layer in self.tower.pattern)
+
+    def moe(self, maximum: Callable = np.maximum) -> Callable:
+        """The routed experts of all layers: (share of them left untouched, tokens) to seconds."""
         t = self.tower
-        count, routed = t.layers("E"), t.experts_per_token
-        read_s = count * t.experts * t.expert_params * t.dtype_bytes * self.byte_s
-        io_s = count * routed * 2 * (t.expert_io + t.expert_width) * t.dtype_bytes * self.byte_s
+        count, routed, byte_s = t.layers("E"), t.experts_per_token, t.dtype_bytes * self.byte_s
+        read_s = count * t.experts * t.expert_params * byte_s
+        io_s = count * routed * 2 * (t.expert_io + t.expert_width) * byte_s
         flop_s = count * routed * 2 * t.expert_params * self.flop_s
-        return lambda maximum, touched, tokens: maximum(touched * read_s + tokens * io_s, tokens * flop_s)
+        return lambda untouched, tokens: maximum((1 - untouched) * read_s + tokens * io_s, tokens * flop_s)
 
     def untouched(self, routing: Routing, curve: str, tokens: np.ndarray) -> np.ndarray:
         """Share of the experts of a layer that ``tokens`` leave alone; 1 where there are none."""
@@ -121,56 +125,69 @@ def two_tower_roofline(
     tower: Tower, on: Deployment, routing: Routing, block_size: int, max_num_seqs: int, max_num_batched_tokens: int
 ) -> Latency:
     """Latency of rounds of denoise passes beside one context forward of extends and prompt chunks."""
-    forward, size = _Forward(tower, on), block_size
-    sequences, tokens = np.arange(max_num_seqs + 1), np.arange(max_num_batched_tokens + 1)
-    moe, round_s = forward.moe(), _round(tower, on)
-    blocks_free = forward.untouched(routing, "blocks", sequences * size)
-    denoise = forward.dense(sequences * size) + moe(np.maximum, 1 - blocks_free, sequences * size)
-    denoise += sequences * (size * size * forward.pair_s + forward.state_read_s) + forward.head(sequences * size)
-    denoise += (sequences > 0) * (tower.time_params * tower.dtype_bytes * forward.byte_s)
-    context_token_s, own_pairs_s = forward.context_token_s(size), size * (size + 1) // 2 * forward.pair_s
-    pair_s, state_s = forward.pair_s, 2 * forward.state_read_s
+    forward, size, n = _Forward(tower, on), block_size, np.arange(max_num_seqs + 1)
+    blocks_free = forward.untouched(routing, "blocks", n * size)
+    both = forward.dense(n * size) + forward.moe()(blocks_free, n * size)
+    extra = (n > 0) * (tower.time_params * tower.dtype_bytes * forward.byte_s) + forward.head(n * size)
+    denoise = both + extra + n * (size * size * forward.pair_s + forward.state_s)
+    own_pairs = size * (size + 1) // 2
+    extend = both + n * (own_pairs * forward.pair_s + 2 * forward.state_s)
+    context_token_s, launches, round_s = forward.context_token_s(size), (n > 0) * forward.launch_s, _round(tower, on)
 
-    def formula(maximum, denoise_s, denoise_floor_s, dense_s, dense_floor_s, blocks_free, prompt_free):
-        def cost(n, context, n_extend, extend_context, prefill_tokens=0, prefill_pairs=0, n_prefill=0):
-            q, states = n_extend * size + prefill_tokens, n_extend + n_prefill
-            denoiser_s = maximum(denoise_s[n] + context * context_token_s, denoise_floor_s[n])
-            attention_s = extend_context * context_token_s + n_extend * own_pairs_s + prefill_pairs * pair_s
-            moe_s = moe(maximum, 1.0 - blocks_free[n_extend] * prompt_free[prefill_tokens], q)
-            context_s = maximum(dense_s[q] + moe_s + attention_s + states * state_s, dense_floor_s[q])
-            return denoiser_s, context_s, round_s(maximum, denoiser_s, context_s, states, q)
+    def decode(maximum, denoise_s, extend_s, launches_s):
+        def cost(n, context, n_extend, extend_context):
+            denoiser_s = maximum(denoise_s[n] + context * context_token_s, launches_s[n])
+            context_s = maximum(extend_s[n_extend] + extend_context * context_token_s, launches_s[n_extend])
+            return denoiser_s, context_s, round_s(maximum, denoiser_s, context_s, n_extend, n_extend * size)
 
         return cost
 
-    prompt_free, floors = forward.untouched(routing, "blocks", tokens), forward.launch_floor
-    tables = denoise, floors(sequences), forward.dense(tokens), floors(tokens), blocks_free, prompt_free
-    return Latency.of(formula, tables, side_by_side=on.link is not None)
+    tokens = np.arange(max_num_batched_tokens + 1)
+    dense_s, prompt_free = forward.dense(tokens).tolist(), forward.untouched(routing, "blocks", tokens).tolist()
+    denoise_s, launches_s, extends_free, moe = denoise.tolist(), launches.tolist(), blocks_free.tolist(), forward.moe(max)
+    pair_s, state_s, launch_s = forward.pair_s, 2 * forward.state_s, forward.launch_s
+
+    def mixed(n, context, n_extend, extend_context, prefill_tokens, prefill_pairs, n_prefill):
+        denoiser_s = max(denoise_s[n] + context * context_token_s, launches_s[n])
+        q, states = n_extend * size + prefill_tokens, n_extend + n_prefill
+        attention_s = extend_context * context_token_s + (n_extend * own_pairs + prefill_pairs) * pair_s
+        moe_s = moe(extends_free[n_extend] * prompt_free[prefill_tokens], q)
+        context_s = max(dense_s[q] + moe_s + attention_s + states * state_s, launch_s)
+        return denoiser_s, context_s, round_s(max, denoiser_s, context_s, states, q)
+
+    return Latency.of(decode, (denoise, extend, launches), mixed, side_by_side=on.link is not None)
 
 
 def autoregressive_roofline(
     tower: Tower, on: Deployment, routing: Routing, max_num_seqs: int, max_num_batched_tokens: int
 ) -> Latency:
     """Latency of rounds of one context forward of decoded tokens and prompt chunks."""
-    forward = _Forward(tower, on)
-    sequences, tokens = np.arange(max_num_seqs + 1), np.arange(max_num_batched_tokens + 1)
-    moe, round_s = forward.moe(), _round(tower, on)
-    context_token_s, pair_s, state_s = forward.context_token_s(1), forward.pair_s, 2 * forward.state_read_s
+    forward, n, host_s = _Forward(tower, on), np.arange(max_num_seqs + 1), on.host_overhead_s
+    singles_free, head = forward.untouched(routing, "singles", n), forward.head(n)
+    step = forward.dense(n) + forward.moe()(singles_free, n) + head + n * 2 * forward.state_s
+    context_token_s, launches = forward.context_token_s(1), (n > 0) * forward.launch_s
 
-    def formula(maximum, head_s, dense_s, dense_floor_s, singles_free, prompt_free):
-        def cost(n, context, n_extend=0, extend_context=0, prefill_tokens=0, prefill_pairs=0, n_prefill=0):
-            q, states = n + prefill_tokens, n + n_prefill
-            attention_s = context * context_token_s + prefill_pairs * pair_s
-            moe_s = moe(maximum, 1.0 - singles_free[n] * prompt_free[prefill_tokens], q)
-            work_s = dense_s[q] + moe_s + attention_s + states * state_s + head_s[states]
-            context_s = maximum(work_s, dense_floor_s[q])
-            return 0.0 * context_s, context_s, round_s(maximum, 0.0 * context_s, context_s, 0, 0)
+    def decode(maximum, step_s, launches_s):
+        def cost(n, context, n_extend, extend_context):
+            context_s = maximum(step_s[n] + context * context_token_s, launches_s[n])
+            return 0.0, context_s, host_s + context_s
 
         return cost
 
-    singles_free = forward.untouched(routing, "singles", sequences)
-    prompt_free = forward.untouched(routing, "blocks", tokens)
-    tables = forward.head(sequences), forward.dense(tokens), forward.launch_floor(tokens), singles_free, prompt_free
-    return Latency.of(formula, tables, side_by_side=on.link is not None)
+    tokens = np.arange(max_num_batched_tokens + 1)
+    dense_s, prompt_free = forward.dense(tokens).tolist(), forward.untouched(routing, "blocks", tokens).tolist()
+    decodes_free, head_s, moe = singles_free.tolist(), head.tolist(), forward.moe(max)
+    pair_s, state_s, launch_s = forward.pair_s, 2 * forward.state_s, forward.launch_s
+
+    def mixed(n, context, n_extend, extend_context, prefill_tokens, prefill_pairs, n_prefill):
+        q, states = n + prefill_tokens, n + n_prefill
+        attention_s = context * context_token_s + prefill_pairs * pair_s
+        moe_s = moe(decodes_free[n] * prompt_free[prefill_tokens], q)
+        work_s = dense_s[q] + moe_s + attention_s + states * state_s + head_s[states]
+        context_s = max(work_s, launch_s)
+        return 0.0, context_s, host_s + context_s
+
+    return Latency.of(decode, (step, launches), mixed, side_by_side=False)
 
 
 def _round(tower: Tower, on: Deployment) -> Callable:

@@ -1,6 +1,7 @@
 """The scenario file: what a user asks. Frozen; unknown keys are errors; every section but ``workload`` has defaults."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -272,7 +273,7 @@ def load_scenario(path: Path, overrides: list[str] | None = None) -> Scenario:
     document = read_document(path)
     for assignment in overrides or []:
         document.override(_from_here(assignment, path.parent))
-    document.data.setdefault("name", path.stem)
+    document.data.setdefault("name", re.sub(r"[^\w.-]", "-", path.stem))
     _default_kinds(document.data, Scenario.model_construct())
     return document.validate(Scenario)
 

@@ -7,7 +7,7 @@ rings (``place``) and takes the rest out again when the sequence is preempted (`
 """
 
 from array import array
-from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -34,23 +34,38 @@ class Sequence:
         self.start_ns = 0  # end of its prefill
 
 
-@dataclass
+EXTEND_SHIFT = 48
+EXTEND_CONTEXT = (1 << EXTEND_SHIFT) - 1
+"""An entry of ``Rings.passes`` is extend passes << EXTEND_SHIFT | tokens in the cache of the sequences that extend."""
+
+
 class Rings:
-    """What is due at each tick, modulo the ring's size (a power of two above the longest decode)."""
+    """What is due at each tick, modulo the rings' size (a power of two above the longest decode in ticks).
 
-    mask: int
-    extends: array  # extend passes
-    extend_context: array  # tokens in the cache of the sequences that extend
-    kv_growth: array  # KV blocks to take before the round
+    KV blocks are taken before the round: ``blocks_per_extend`` for each extend pass, and ``growth`` beyond.
+    """
 
-    @classmethod
-    def of(cls, ticks: int) -> "Rings":
-        size = 1 << max(10, (ticks + 1).bit_length())
-        return cls(size - 1, *(array("q", bytes(8 * size)) for _ in range(3)))
+    def __init__(self, longest_decode_ticks: int, blocks_per_extend: int) -> None:
+        size = 1 << max(10, (longest_decode_ticks + 1).bit_length())
+        self.mask = size - 1
+        self.blocks_per_extend = blocks_per_extend
+        self.passes, self.growth = array("q", bytes(8 * size)), array("q", bytes(8 * size))
+        self._passes, self._growth = np.frombuffer(self.passes, np.int64), np.frombuffer(self.growth, np.int64)
 
-    def views(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same memory as int64 arrays."""
-        return tuple(np.frombuffer(a, np.int64) for a in (self.extends, self.extend_context, self.kv_growth))  # type: ignore[return-value]
+    def extends(self, at: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+        """Extend passes and their context in a stretch of ticks."""
+        due = self._passes[at : at + rounds]
+        return due >> EXTEND_SHIFT, due & EXTEND_CONTEXT
+
+    def kv_blocks(self, at: int, rounds: int) -> np.ndarray:
+        """KV blocks to take in a stretch of ticks."""
+        growth = self._growth[at : at + rounds]
+        if not self.blocks_per_extend:
+            return growth
+        return growth + self.blocks_per_extend * (self._passes[at : at + rounds] >> EXTEND_SHIFT)
+
+    def clear(self, at: int, rounds: int) -> None:
+        self._passes[at : at + rounds] = self._growth[at : at + rounds] = 0
 
 
 class TokenSchedule:
@@ -60,9 +75,10 @@ class TokenSchedule:
     slot in that round, so its block may be new.
     """
 
-    pass_tokens = 1
-    growth = 1
-    emits_at_prefill = True
+    blocks = False
+    pass_tokens = 1  # of a round's token budget, for each decoding sequence
+    growth = 1  # context that a decoding sequence gains in every tick
+    blocks_per_extend = 0
 
     def __init__(self, kv_block_tokens: int) -> None:
         self.kv_block = kv_block_tokens
@@ -86,6 +102,12 @@ class TokenSchedule:
         """Tokens in the KV cache before the round of ``tick``."""
         return self.context(seq, tick) - 1
 
+    def ahead(self, rings: Rings, at: int, rounds: int, context: int, decoding: int):
+        """Of a stretch of ticks from ring index ``at``: the arguments of ``Latency.many``, and the context of all
+        decoding sequences after each round (rounds,)."""
+        contexts = context + decoding * np.arange(rounds + 1)
+        return (decoding, contexts[:-1], 0, 0), contexts[1:]
+
     def progress(self, seq: Sequence, tick: int) -> int:
         """Units done before the round of ``tick``."""
         return seq.done + tick - seq.start_tick
@@ -97,12 +119,12 @@ class TokenSchedule:
 
     def place(self, seq: Sequence, rings: Rings) -> None:
         seq.finish_tick = seq.start_tick + seq.output_tokens - seq.done
-        growth, mask = rings.kv_growth, rings.mask
+        growth, mask = rings.growth, rings.mask
         for tick in self._growths(seq, seq.start_tick):
             growth[tick & mask] += 1
 
     def lift(self, seq: Sequence, rings: Rings, tick: int) -> None:
-        growth, mask = rings.kv_growth, rings.mask
+        growth, mask = rings.growth, rings.mask
         for due in self._growths(seq, tick):
             growth[due & mask] -= 1
 
@@ -113,12 +135,13 @@ class BlockSchedule:
     ``plan[b]`` is the tick of block b's extend pass, counted from the first tick of block 0.
     """
 
+    blocks = True
     growth = 0
-    emits_at_prefill = False
 
     def __init__(self, kv_block_tokens: int, block_size: int, steps_per_block: int) -> None:
         self.kv_block = kv_block_tokens
         self.pass_tokens = block_size
+        self.blocks_per_extend = block_size // kv_block_tokens if block_size % kv_block_tokens == 0 else 0
         self.steps_per_block = steps_per_block
 
     def ticks(self, output_tokens: int) -> int:
@@ -148,33 +171,37 @@ class BlockSchedule:
 
     kv_tokens = context
 
+    def ahead(self, rings: Rings, at: int, rounds: int, context: int, decoding: int):
+        extends, extend_context = rings.extends(at, rounds)
+        after = context + self.pass_tokens * extends.cumsum()
+        before = after - self.pass_tokens * extends
+        return (decoding - extends, before - extend_context, extends, extend_context), after
+
     def progress(self, seq: Sequence, tick: int) -> int:
         """Blocks whose tokens are known: a block whose extend pass is due is done."""
         return self._extended(seq, tick + 1)
 
-    def _write(self, seq: Sequence, rings: Rings, tick: int, sign: int) -> None:
+    def _write(self, seq: Sequence, rings: Rings, blocks: int, sign: int) -> None:
+        """Add (or take out) the extend passes of all blocks but the first ``blocks`` and the last."""
         assert seq.plan is not None
-        extends, contexts, growth, mask = rings.extends, rings.extend_context, rings.kv_growth, rings.mask
-        size, kv_block, origin = self.pass_tokens, self.kv_block, self._origin(seq)
-        blocks = self._extended(seq, tick)
-        context = seq.input_tokens + blocks * size
-        held = -(-context // kv_block)
+        passes, mask, origin = rings.passes, rings.mask, self._origin(seq)
+        start = seq.input_tokens + blocks * self.pass_tokens
+        entry, step = sign * (1 << EXTEND_SHIFT | start), sign * self.pass_tokens
         for offset in seq.plan[blocks:-1]:
-            due = (origin + offset) & mask
-            extends[due] += sign
-            contexts[due] += sign * context
-            context += size
-            need = -(-context // kv_block)
-            growth[due] += sign * (need - held)
-            held = need
+            passes[(origin + offset) & mask] += entry
+            entry += step
+        if not self.blocks_per_extend:
+            for context, offset in zip(count(start, self.pass_tokens), seq.plan[blocks:-1], strict=False):
+                new = -(-(context + self.pass_tokens) // self.kv_block) - -(-context // self.kv_block)
+                rings.growth[(origin + offset) & mask] += sign * new
 
     def place(self, seq: Sequence, rings: Rings) -> None:
         assert seq.plan is not None
         seq.finish_tick = self._origin(seq) + seq.plan[-1]
-        self._write(seq, rings, seq.start_tick, 1)
+        self._write(seq, rings, seq.done, 1)
 
     def lift(self, seq: Sequence, rings: Rings, tick: int) -> None:
-        self._write(seq, rings, tick, -1)
+        self._write(seq, rings, self._extended(seq, tick), -1)
 
 
 Schedule = TokenSchedule | BlockSchedule

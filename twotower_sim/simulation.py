@@ -9,7 +9,7 @@ import numpy as np
 from twotower_sim import scenario as ask
 from twotower_sim import workload
 from twotower_sim.admission import ADMISSION
-from twotower_sim.affine import autoregressive_affine, two_tower_affine
+from twotower_sim.affine import Pass, Prefill, autoregressive_affine, two_tower_affine
 from twotower_sim.commits import CommitLaw, ConstantCommits, FittedCommits
 from twotower_sim.engine import Engine, Limits, Round
 from twotower_sim.errors import InputError
@@ -75,8 +75,8 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
         kv_blocks=scenario.memory.kv_blocks,
         state_slots=scenario.memory.state_slots,
     )
-    if memory.state_slots < scheduler.max_num_seqs:
-        warnings.append(f"memory holds {memory.state_slots} Mamba states, fewer than max_num_seqs {scheduler.max_num_seqs}")
+    if memory.overcommitted:
+        warnings.append(f"memory is taken as given, though {memory.overcommitted}")
     requests, note = _workload(scenario, base)
     warnings += note
     latency, provenance = _latency(scenario, tower, gpu, base, warnings)
@@ -96,11 +96,14 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
 
 
 def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int], None] = lambda done: None) -> Run:
-    """Replay the requests; fills ``records`` and ``engines``. ``progress`` hears of requests as they come."""
+    """Replay the requests; fills ``records`` and ``engines``. ``progress`` hears how many requests have arrived (in a
+    closed loop, completed)."""
     scenario, requests, scheduler = run.scenario, run.requests, run.scenario.scheduler
     closed = isinstance(scenario.workload, ask.ClosedLoopWorkload)
     run.records = Records(len(requests))
-    ids = np.setdiff1d(np.arange(len(requests)), run.rejected).tolist()
+    ids = np.setdiff1d(np.arange(len(requests)), run.rejected)
+    for request in run.rejected.tolist():
+        run.records.arrival_ns[request] = int(requests.arrival_ns[request])
     limits = Limits(
         scheduler.max_num_seqs,
         scheduler.max_num_batched_tokens,
@@ -133,6 +136,9 @@ def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int]
         fleet.run_closed(ids, scenario.workload.concurrency, think_ns, progress)
     else:
         fleet.run_open(requests, ids, progress)
+    seats = max(engine.seats_peak for engine in run.engines)
+    if seats == run.memory.state_slots < scheduler.max_num_seqs:
+        run.warnings.append(f"Mamba states in memory ({seats}) bounded the batch, not max_num_seqs {scheduler.max_num_seqs}")
     return run
 
 
@@ -173,7 +179,7 @@ def _latency(
     limits = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
     host_s = scheduler.host_overhead_ms / 1e3
     if isinstance(latency, ask.AffineLatency):
-        return _affine(latency, decoding, host_s, limits), {"latency": "given: affine costs in the scenario"}
+        return _affine(latency, decoding, host_s, scheduler.max_num_seqs), {"latency": "given: affine costs in the scenario"}
     provenance = {"latency": f"modelled: roofline on {gpu.name}"}
     routing = INDEPENDENT
     if latency.moe_routing == "observed" and tower.experts:
@@ -195,15 +201,14 @@ def _latency(
     return autoregressive_roofline(tower, on, routing, *limits), provenance
 
 
-def _affine(latency: ask.AffineLatency, decoding: ask.Decoding, host_s: float, limits: tuple[int, int]) -> Latency:
+def _affine(latency: ask.AffineLatency, decoding: ask.Decoding, host_s: float, max_num_seqs: int) -> Latency:
     names = ("denoise", "extend") if isinstance(decoding, ask.TwoTower) else ("decode",)
     passes = [getattr(latency, name) for name in names]
     if missing := [name for name, cost in zip(names, passes, strict=True) if cost is None]:
         raise InputError(f"latency.{missing[0]}: is missing; decoding.kind {decoding.kind} needs it")
+    costs = [Pass(**cost.model_dump()) for cost in passes]
     build = two_tower_affine if isinstance(decoding, ask.TwoTower) else autoregressive_affine
-    costs = [(cost.base_ms, cost.per_seq_ms, cost.per_context_token_ms) for cost in passes]
-    prefill = latency.prefill.base_ms, latency.prefill.per_new_token_ms
-    return build(prefill, *costs, latency.compose, host_s, *limits)
+    return build(Prefill(**latency.prefill.model_dump()), *costs, latency.compose, host_s, max_num_seqs)
 
 
 def _link(scenario: ask.Scenario, gpu: Gpu):

@@ -50,16 +50,16 @@ class Timeline:
             yield from _blocks(run)
 
     def _round(self, replica: int, round_: Round, side_by_side: bool) -> Iterator[Event]:
-        start_us, prefill = round_.start_ns / 1e3, round_.prefill
+        start_us, (tokens, _, prompts) = round_.start_ns / 1e3, round_.prefill
         autoregressive = self._names[1] == "decode"
         shared = round_.decoding if autoregressive else round_.extending
         if round_.denoiser_s:
             yield _slice("denoise", replica, DENOISER, start_us, round_.denoiser_s, sequences=round_.decoding)
         if round_.context_s:
-            name = self._names[(shared > 0) + 2 * (prefill.tokens > 0)]
+            name = self._names[(shared > 0) + 2 * (tokens > 0)]
             after_us = start_us if side_by_side else start_us + round_.denoiser_s * 1e6
-            tokens = {"sequences": shared, "prompts": prefill.sequences, "prompt_tokens": prefill.tokens}
-            yield _slice(name, replica, CONTEXT, after_us, round_.context_s, **tokens)
+            args = {"sequences": shared, "prompts": prompts, "prompt_tokens": tokens}
+            yield _slice(name, replica, CONTEXT, after_us, round_.context_s, **args)
         sequences = {"decoding": round_.decoding, "extending": round_.extending, "waiting": round_.waiting}
         yield {"ph": "C", "name": "sequences", "pid": replica, "ts": start_us, "args": sequences}
         yield {"ph": "C", "name": "KV blocks", "pid": replica, "ts": start_us, "args": {"used": round_.kv_blocks}}

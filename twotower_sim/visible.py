@@ -12,6 +12,7 @@ import numpy as np
 from twotower_sim.plan import BlockPlans
 
 CHUNK = 16384
+TICKS = 1 << 17
 
 
 class Ticks:
@@ -73,39 +74,42 @@ def _block_times(rows: np.ndarray, ticks: Ticks, plans: BlockPlans, low: int, hi
     return BlockTimes(owner[segment] + low, block, steps, ready_ns, visible_ns, low, totals)
 
 
-class TokenTimes(NamedTuple):
-    """Autoregressive: gaps between tokens as (gap, weight), and per-request columns."""
+def token_gaps(segments: np.ndarray, ticks: Ticks) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Autoregressive: gaps between a request's tokens, in ns, and how many requests share each; chunk by chunk.
 
-    gap_ns: np.ndarray
-    weight: np.ndarray
-    second_ns: np.ndarray  # when the second token became visible; -1 where there is none
-    passes: np.ndarray  # decode passes
-
-
-def token_times(segments: np.ndarray, ticks: Ticks, requests: int) -> TokenTimes:
-    """Every segment starts with the token of its prefill at ``start_ns``; each of its ticks adds one."""
+    A segment's prefill gives its first token at ``start_ns``, and each of its ticks one more.
+    """
     request, _, start, end, replica, start_ns = segments.T
     decoded = end > start
-    # inside a segment, the gap before tick t > start is that tick's own, shared by all who decode in both
-    change = np.zeros(len(ticks.flat) + 1, np.int64)
-    np.add.at(change, ticks.at(replica, start + 1)[decoded], 1)
-    np.add.at(change, ticks.at(replica, end)[decoded], -1)
-    shared = np.cumsum(change[:-1])[1:]
-    first_gap = ticks.flat[ticks.at(replica, start)[decoded]] - start_ns[decoded]
+    first, last = ticks.at(replica, start)[decoded], ticks.at(replica, end)[decoded]
+    yield ticks.flat[first] - start_ns[decoded], np.ones(len(first), np.int64)
     last_ns = start_ns.copy()
-    last_ns[decoded] = ticks.flat[ticks.at(replica, end - 1)[decoded]]
-    again = np.flatnonzero(request[1:] == request[:-1]) + 1  # segments after a preemption
-    restart_gap = start_ns[again] - last_ns[again - 1]
-    single = np.concatenate((first_gap, restart_gap))
+    last_ns[decoded] = ticks.flat[last - 1]
+    again = _restarts(request)
+    yield start_ns[again] - last_ns[again - 1], np.ones(len(again), np.int64)
+    # the gap before a segment's later ticks is the tick's own, shared by all that decode through both
+    size = len(ticks.flat) + 1
+    change = np.bincount(first + 1, minlength=size) - np.bincount(last, minlength=size)
+    sharing = 0
+    for low in range(1, len(ticks.flat), TICKS):
+        shared = sharing + np.cumsum(change[low : low + TICKS])[: len(ticks.flat) - low]
+        yield np.diff(ticks.flat[low - 1 : low + TICKS]), shared
+        sharing = int(shared[-1])
+
+
+def second_tokens(segments: np.ndarray, ticks: Ticks, requests: int) -> np.ndarray:
+    """Autoregressive: when each request's second token became visible, in ns; -1 where there is none."""
+    request, _, start, end, replica, start_ns = segments.T
     second_ns = np.full(requests, -1)
-    second_ns[request[again[::-1]]] = start_ns[again[::-1]]
-    is_first = np.ones(len(request), bool)
-    is_first[again] = False
-    fast = decoded & is_first
-    second_ns[request[fast]] = ticks.flat[ticks.at(replica, start)[fast]]
-    return TokenTimes(
-        np.concatenate((np.diff(ticks.flat), single)),
-        np.concatenate((shared, np.ones(len(single), np.int64))),
-        second_ns,
-        np.bincount(request, end - start, minlength=requests).astype(np.int64),
-    )
+    again = _restarts(request)[::-1]  # the earliest restart is written last
+    second_ns[request[again]] = start_ns[again]
+    first = np.ones(len(request), bool)
+    first[again] = False
+    first &= end > start
+    second_ns[request[first]] = ticks.flat[ticks.at(replica, start)[first]]
+    return second_ns
+
+
+def _restarts(request: np.ndarray) -> np.ndarray:
+    """Indices of segments that follow another of the same request."""
+    return np.flatnonzero(request[1:] == request[:-1]) + 1
