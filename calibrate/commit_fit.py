@@ -24,6 +24,7 @@ from twotower_sim.profile import CommitClass, CommitFigures, CommitHull, Profile
 SETS = {"mixed prompts": "mixed", "math": "math", "code block sweep": "code"}
 CLASSES = ("mixed", "math", "code")
 BLOCK_SIZE, BLOCKS = 16, 16
+PARAMETERS = ("gamma", "committed", "steps", "steps_committed", "block", "block_sd", "concentration")
 START = np.array([-4.0, -2.6, -3.1, 0.3, -0.2, 0.2, 0.8, 0.7, 1.8, -9.0, 1.7, 0.2, 0.0])
 
 
@@ -59,7 +60,7 @@ class Observations:
 
 def read(folder: Path) -> Observations:
     rows = [row for row in csv.DictReader((folder / "h100_nfe.csv").open()) if row["mode"] == "diff"]
-    groups: dict[tuple, list[float]] = {}
+    groups: dict[tuple[str, float, int, int], list[float]] = {}
     for row in rows:
         blocks = int(row["new_tokens"]) // int(row["block_size"])
         key = (SETS[row["set"]], float(row["gamma"]), int(row["steps_per_block"]), blocks)
@@ -69,15 +70,20 @@ def read(folder: Path) -> Observations:
         row = json.loads(line)
         class_ = "code" if "code" in row["domain"] else "math"
         prompts.append(Prompt(class_, row["gamma"], row["steps_per_block"], row["commits_per_pass"]))
-    return Observations([Configuration(*key, np.array(steps)) for key, steps in sorted(groups.items())], prompts)
+    configurations = [
+        Configuration(class_, gamma, steps_per_block, blocks, np.array(steps))
+        for (class_, gamma, steps_per_block, blocks), steps in sorted(groups.items())
+    ]
+    return Observations(configurations, prompts)
 
 
 def figures(x: np.ndarray) -> Figures:
     """Parameters as the optimiser sees them: standard deviations and the concentration as logarithms."""
     sds = np.exp(x[3:6])
     classes = {name: (float(mean), float(sd)) for name, mean, sd in zip(CLASSES, x[:3], sds, strict=True)}
-    gamma, committed, steps, steps_committed, block = map(float, x[6:11])
-    return Figures(gamma, committed, steps, steps_committed, block, *map(float, np.exp(x[11:13])), BLOCKS, classes)
+    values = [*x[6:11], *np.exp(x[11:13])]
+    parameters = {name: float(value) for name, value in zip(PARAMETERS, values, strict=True)}
+    return Figures(blocks=BLOCKS, classes=classes, **parameters)
 
 
 def steps_moments(law: Figures, at: Configuration, ahead: np.ndarray) -> tuple[float, float]:
@@ -108,7 +114,8 @@ def loss(x: np.ndarray, seen: Observations) -> float:
     """Negative log-likelihood of the steps, plus Gaussian errors of means and log variances of the totals, plus a
     weak prior that code prompts vary as math prompts do."""
     law = figures(x)
-    tables = {steps: law.commit_tables(BLOCK_SIZE, steps) for steps in {c.steps_per_block for c in seen.configurations} | {16}}
+    used = {at.steps_per_block for at in seen.configurations} | {at.steps_per_block for at in seen.prompts}
+    tables = {steps: law.commit_tables(BLOCK_SIZE, steps) for steps in used}
     ahead = {steps: steps_ahead(table)[0, :, BLOCK_SIZE] for steps, table in tables.items()}
     total = -log_likelihood(law, seen.prompts, tables)
     for at in seen.configurations:
@@ -136,7 +143,7 @@ def errors(law: Figures, configurations: list[Configuration]) -> dict[str, float
 def leave_one_out(seen: Observations, start: np.ndarray) -> dict[str, float]:
     """The same with the configuration left out of the fit. A class measured at one operating point only has
     nothing left to be fitted to but its step sizes."""
-    out = {}
+    out: dict[str, float] = {}
     for left in seen.configurations:
         rest = [at for at in seen.configurations if at is not left]
         out |= errors(figures(fit(Observations(rest, seen.prompts), start)), [left])
@@ -157,7 +164,8 @@ def profile(x: np.ndarray, seen: Observations, folder: Path) -> Profile:
         blocks=BLOCKS,
     )
     tables = {16: law.commit_tables(BLOCK_SIZE, 16)}
-    parameters = {name: round(getattr(law, name), 4) for name in Figures.__dataclass_fields__ if name not in ("classes", "blocks")}
+    parameters = {name: round(getattr(law, name), 4) for name in PARAMETERS}
+    forwards = sum(len(sizes) for prompt in seen.prompts for sizes in prompt.blocks)
     return Profile(
         provenance=Provenance(
             kind="observed",
@@ -175,7 +183,7 @@ def profile(x: np.ndarray, seen: Observations, folder: Path) -> Profile:
             **parameters,
             classes={k: CommitClass(mean=round(m, 4), sd=round(sd, 4)) for k, (m, sd) in law.classes.items()},
             hull=hull,
-            fit={f"log-likelihood of {sum(len(s) for p in seen.prompts for s in p.blocks)} steps": round(log_likelihood(law, seen.prompts, tables), 2)}
+            fit={f"log-likelihood of {forwards} steps": round(log_likelihood(law, seen.prompts, tables), 2)}
             | {f"NFE error, {key}": round(value, 4) for key, value in errors(law, operating).items()},
         ),
         routing=RoutingFigures(

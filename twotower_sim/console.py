@@ -35,7 +35,8 @@ TITLES = {
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """AIPerf's table, then where the time, the memory and the figures went."""
     columns = COLUMNS if console.width >= NARROW else NARROW_COLUMNS
-    table = Table(title=f"twotower-sim | {summary['name']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    title = f"twotower-sim | {summary['name']}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("Metric", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)

@@ -60,7 +60,7 @@ class Distribution:
         self._keep(centres.view(np.float64), counts[filled])
 
     def summary(self, unit: str) -> dict[str, Any]:
-        """``{unit, count, avg, min, max, std, p50, …}``; null where there are too few samples. ``std`` is the sample's."""
+        """``{unit, count, avg, min, max, std, p50, …}``; null where samples are too few; ``std`` is the sample's."""
         keys = ["avg", "min", "max", "std", *(f"p{p}" for p in PERCENTILES)]
         if not self._count:
             return {"unit": unit, "count": 0} | dict.fromkeys(keys)

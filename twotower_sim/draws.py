@@ -21,11 +21,11 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 def uniform(seed: int, stream: str, *key: np.ndarray | int) -> np.ndarray:
     """Uniforms in [0, 1), float64, one for each key; the key's parts are integers and broadcast."""
-    state = np.uint64((seed * _GOLDEN + STREAMS[stream]) & _MASK)
+    state: np.ndarray = np.asarray((seed * _GOLDEN + STREAMS[stream]) & _MASK, np.uint64)
     with np.errstate(over="ignore"):
         for part in key:
             state = _mix(state + np.asarray(part).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
-        return (_mix(np.asarray(state)) >> np.uint64(11)) * 2.0**-53
+        return (_mix(state) >> np.uint64(11)) * 2.0**-53
 
 
 def uniform_one(seed: int, stream: str, *key: int) -> float:

@@ -178,7 +178,8 @@ class Engine:
         if limits.prefill_first:
             prefill = self._prefill(limits.max_num_batched_tokens)
             if prefill[0]:
-                return self._run(0, 0, 0, 0, prefill)
+                self._run(0, 0, 0, 0, prefill)
+                return
         budget = limits.max_num_batched_tokens - schedule.pass_tokens * self.decoding
         if not self._take_kv(at, budget) and not limits.prefill_first:
             prefill = self._prefill(budget)
@@ -203,8 +204,8 @@ class Engine:
         shared = n_extend if self._schedule.blocks else n
         self.context_s[(shared > 0) + 2 * (prefill[0] > 0)] += context_s
         if self._observe is not None:
-            round_ = Round(start_ns, self.clock_ns, denoiser_s, context_s, n, n_extend, prefill, len(self.queue), self.kv_used)
-            self._observe(self.index, round_)
+            passes = denoiser_s, context_s, n, n_extend, prefill
+            self._observe(self.index, Round(start_ns, self.clock_ns, *passes, len(self.queue), self.kv_used))
 
     def _take_kv(self, at: int, budget: int) -> bool:
         """Give decoding sequences the KV blocks they need now, with room left for the prompt in progress; returns

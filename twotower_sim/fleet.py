@@ -12,13 +12,14 @@ from typing import Protocol
 
 import numpy as np
 import simpy
-from simpy.events import Event
+from simpy.events import Event, EventPriority
 
 from twotower_sim.requests import Requests
 from twotower_sim.router import LOAD_BLIND, ROUTERS
 from twotower_sim.schedule import Sequence
 
 CHUNK = 65536
+AFTER = EventPriority(2)  # SimPy's own are 0 and 1
 
 
 class Replica(Protocol):
@@ -43,17 +44,22 @@ class _RoundStart(Event):
     def __init__(self, env: simpy.Environment) -> None:
         super().__init__(env)
         self._ok, self._value = True, None
-        env.schedule(self, priority=2)
+        env.schedule(self, priority=AFTER)
 
 
 class Fleet:
     """Routes requests to replicas on a SimPy clock of integer nanoseconds."""
 
     def __init__(
-        self, router: str, seed: int, sequence: Callable[[int], Sequence], arrived: Callable[[int, int], None], live: bool
+        self,
+        router: str,
+        seed: int,
+        sequence: Callable[[int], Sequence],
+        arrived: Callable[[int, int], None],
+        live: bool,
     ) -> None:
         """``sequence`` makes the sequence of a request id; ``arrived(request, now_ns)`` hears of every arrival."""
-        self.env = simpy.Environment(0)
+        self.env = simpy.Environment(0)  # integer times stay integers
         self.replicas: list[Replica] = []
         self._route, self._blind, self._seed = ROUTERS[router], router in LOAD_BLIND, seed
         self._sequence, self._arrived, self._live = sequence, arrived, live
@@ -69,7 +75,7 @@ class Fleet:
 
     def submit(self, request: int) -> None:
         """A request arrives now."""
-        now = self.env.now
+        now = int(self.env.now)
         if not self._blind:
             for replica in self.replicas:
                 replica.settle(now)
@@ -92,7 +98,7 @@ class Fleet:
                 self._bells[index] = bell = self.env.event()
                 yield bell
             yield _RoundStart(self.env)
-            replica.advance(self.env.now + 1)
+            replica.advance(int(self.env.now) + 1)
             yield self.env.timeout(replica.clock_ns - self.env.now)
             replica.settle(replica.clock_ns)
 

@@ -38,7 +38,9 @@ class Latency:
     side_by_side: bool  # the two towers compute at the same time
 
     @classmethod
-    def of(cls, decode: Callable[..., Callable], tables: tuple[np.ndarray, ...], mixed: Callable, side_by_side: bool) -> "Latency":
+    def of(
+        cls, decode: Callable[..., Callable], tables: tuple[np.ndarray, ...], mixed: Callable, side_by_side: bool
+    ) -> "Latency":
         """Both decode costs from one ``decode(maximum, *tables)``: with lists and ``max``, and with arrays."""
         one = decode(max, *(table.tolist() for table in tables))
         return cls(one, decode(np.maximum, *tables), mixed, side_by_side)

@@ -69,6 +69,7 @@ def plan_memory(
     denoiser = tower.weight_bytes(denoiser=True) // tensor_parallel if two_tower else 0
     activations = max_num_batched_tokens * tower.hidden * ACTIVATIONS * tower.dtype_bytes
     logits = max_num_seqs * pass_tokens * tower.vocab * 4 // tensor_parallel
+    sides: tuple[Side, ...]
     if two_tower and split:
         sides = (
             Side("context", capacity, context, activations),

@@ -59,7 +59,8 @@ def evaluate(run: Run) -> Results:
     """All results of a finished run."""
     segments = run.records.segments()
     ticks = Ticks([engine.tick_end_ns for engine in run.engines])
-    columns, per_block, blocks = _two_tower(run, segments, ticks) if run.plans else _autoregressive(run, segments, ticks)
+    evaluate_tokens = _two_tower if run.plans else _autoregressive
+    columns, per_block, blocks = evaluate_tokens(run, segments, ticks)
     done = columns.finish_ns != NOT_YET
     duration_s = (columns.finish_ns[done].max() - columns.arrival_ns[done].min()) / 1e9
     return Results(

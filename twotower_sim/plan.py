@@ -11,7 +11,7 @@ class Blocks(NamedTuple):
     """Blocks of consecutive requests, flat; ``first`` (n + 1,) says where each request's begin."""
 
     first: np.ndarray
-    index: np.ndarray  # block index within its request
+    block: np.ndarray  # index within its request
     steps: np.ndarray
     extend: np.ndarray  # tick of the extend pass, from the request's first tick on
 
@@ -53,5 +53,5 @@ class BlockPlans:
     def sizes(self, request: int) -> list[list[int]]:
         """Tokens that each step of each block of a request commits."""
         blocks = self.blocks(request, request + 1)
-        sizes = self.law.sizes(self._seed, np.full(len(blocks.index), request), blocks.index, blocks.steps)
+        sizes = self.law.sizes(self._seed, np.full(len(blocks.block), request), blocks.block, blocks.steps)
         return [part.tolist() for part in np.split(sizes, np.cumsum(blocks.steps)[:-1])]

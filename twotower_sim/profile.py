@@ -62,7 +62,7 @@ class CommitFigures(_Part):
     fit: dict[str, float] = {}  # relative error of the mean NFE by configuration, log-likelihood, …
 
     def figures(self) -> Figures:
-        plain = {name: getattr(self, name) for name in Figures.__dataclass_fields__ if name not in ("classes", "blocks")}
+        plain = self.model_dump(exclude={"classes", "hull", "fit"})
         classes = {name: (class_.mean, class_.sd) for name, class_ in self.classes.items()}
         return Figures(classes=classes, blocks=self.hull.blocks, **plain)
 
@@ -76,7 +76,7 @@ class RoutingFigures(_Part):
 
 class Profile(_Part):
     format: Literal["twotower-sim profile"] = "twotower-sim profile"
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     provenance: Provenance
     commits: CommitFigures | None = None
     routing: RoutingFigures | None = Field(None)
@@ -97,5 +97,5 @@ def load_profile(profile: str, base: Path = Path()) -> Profile:
         return Profile.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: {key or 'top level'}: found {first['input']!r:.60}; {first['msg'].lower()}") from None
+        key = ".".join(map(str, first["loc"])) or "top level"
+        raise InputError(f"{path}: {key}: found {first['input']!r:.60}; {first['msg'].lower()}") from None

@@ -34,9 +34,7 @@ class Records:
     def finish(self, request: int, time_ns: int) -> None:
         self.finish_ns[request] = time_ns
 
-    def add_segment(
-        self, request: int, done: int, start_tick: int, end_tick: int, replica: int, start_ns: int
-    ) -> None:
+    def add_segment(self, request: int, done: int, start_tick: int, end_tick: int, replica: int, start_ns: int) -> None:
         """``request`` decoded on ``replica`` in the ticks [start_tick, end_tick), from ``start_ns`` on, with ``done``
         units (tokens or blocks) before."""
         self._segments.extend((request, done, start_tick, end_tick, replica, start_ns))

@@ -60,7 +60,8 @@ def check_scenario(path: Path, overrides: list[str]) -> None:
     print(f"{path}: fine")
     print(f"  {len(run.requests):,} requests, {int(run.requests.output_tokens.sum()):,} output tokens")
     print(f"  {run.gpus} x {run.gpu.name}, {run.scenario.deployment.replicas} replica(s) of {run.tower.name}")
-    print(f"  {memory.kv_blocks:,} KV blocks of {run.scenario.memory.kv_block_tokens} tokens and {memory.state_slots:,} Mamba states a replica")
+    pools = f"{memory.kv_blocks:,} KV blocks of {run.scenario.memory.kv_block_tokens} tokens"
+    print(f"  {pools} and {memory.state_slots:,} Mamba states a replica")
     for key, source in run.provenance.items():
         print(f"  {key}: {source}")
     for warning in run.warnings:

@@ -24,6 +24,7 @@ REQUEST_COLUMNS = (
     "output_tokens", "replica", "nfe", "blocks", "preemptions",
 )  # fmt: skip
 ROWS = 65536
+_ROW = "%d,%s,%s,%s,%s,%d,%d,%d,%d,%d,%d\n"  # the fastest of Python's ways to format millions
 
 
 def summary(run: Run, results: Results) -> dict[str, Any]:
@@ -87,12 +88,12 @@ def write_requests(path: Path, columns: Columns) -> None:
             part = slice(low, low + ROWS)
             ids = range(low, low + len(c.arrival_ns[part]))
             rows = zip(ids, *(_seconds(t[part]) for t in times), *(w[part].tolist() for w in whole), strict=True)
-            packed.write("".join(["%d,%s,%s,%s,%s,%d,%d,%d,%d,%d,%d\n" % row for row in rows]))
+            packed.write("".join([_ROW % row for row in rows]))
         packed.close()
 
 
 def _seconds(times_ns: np.ndarray) -> list[str]:
-    return ["" if ns == NOT_YET else "%d.%09d" % divmod(ns, 1_000_000_000) for ns in times_ns.tolist()]
+    return ["" if ns == NOT_YET else f"{ns // 1_000_000_000}.{ns % 1_000_000_000:09d}" for ns in times_ns.tolist()]
 
 
 class _Gzip:

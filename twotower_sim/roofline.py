@@ -144,7 +144,8 @@ def two_tower_roofline(
 
     tokens = np.arange(max_num_batched_tokens + 1)
     dense_s, prompt_free = forward.dense(tokens).tolist(), forward.untouched(routing, "blocks", tokens).tolist()
-    denoise_s, launches_s, extends_free, moe = denoise.tolist(), launches.tolist(), blocks_free.tolist(), forward.moe(max)
+    denoise_s, launches_s, extends_free = denoise.tolist(), launches.tolist(), blocks_free.tolist()
+    moe = forward.moe(max)
     pair_s, state_s, launch_s = forward.pair_s, 2 * forward.state_s, forward.launch_s
 
     def mixed(n, context, n_extend, extend_context, prefill_tokens, prefill_pairs, n_prefill):

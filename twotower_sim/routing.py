@@ -30,7 +30,7 @@ INDEPENDENT = Routing()
 
 
 def observed_routing(figures: dict) -> Routing:
-    """A Routing from counts of distinct experts: ``{experts, experts_per_token, blocks: {tokens: count}, singles: {…}}``."""
+    """A Routing from counts: ``{experts, experts_per_token, blocks: {tokens: distinct experts}, singles: {…}}``."""
     stay = np.log1p(-figures["experts_per_token"] / figures["experts"])
 
     def curve(counts: dict[str, float]) -> tuple[tuple[float, ...], tuple[float, ...]]:

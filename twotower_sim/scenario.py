@@ -5,8 +5,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from twotower_sim.yaml_file import read_document
 
@@ -98,8 +106,8 @@ Workload = Annotated[TraceWorkload | SyntheticWorkload | ClosedLoopWorkload, Fie
 
 
 class TwoTower(Section):
-    kind: Literal["two_tower"] = "two_tower"
-    gamma: float = Field(0.8, gt=0, lt=1)
+    kind: Literal["two_tower"]
+    gamma: float = Field(default=0.8, gt=0, lt=1)
     block_size: PositiveInt = 16
     steps_per_block: PositiveInt = 16
 
@@ -157,7 +165,7 @@ class Scheduler(Section):
 
 
 class Memory(Section):
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     kv_block_tokens: PositiveInt = 16
     kv_blocks: PositiveInt | None = None
     state_slots: PositiveInt | None = None
@@ -166,9 +174,9 @@ class Memory(Section):
 
 
 class Router(Section):
-    kind: Literal[
-        "round_robin", "random", "least_outstanding_requests", "least_outstanding_tokens", "power_of_two"
-    ] = "round_robin"
+    kind: Literal["round_robin", "random", "least_outstanding_requests", "least_outstanding_tokens", "power_of_two"] = (
+        "round_robin"
+    )
 
 
 # ---------------------------------------------------------------------- latency and commits
@@ -207,14 +215,14 @@ Latency = Annotated[RooflineLatency | AffineLatency, Field(discriminator="kind")
 
 class ObservedCommits(Section):
     kind: Literal["observed"]
-    class_: Literal["mixed", "math", "code"] = Field("mixed", alias="class")
+    class_: Literal["mixed", "math", "code"] = Field(default="mixed", alias="class")
     extrapolate: bool = False
 
 
 class ProfileCommits(Section):
     kind: Literal["profile"]
     path: str
-    class_: str = Field("mixed", alias="class")
+    class_: str = Field(default="mixed", alias="class")
     extrapolate: bool = False
 
 
@@ -239,11 +247,11 @@ class Slo(Section):
 
 
 class Scenario(Section):
-    name: str = Field("", pattern=r"^[\w.-]*$")
+    name: str = Field(default="", pattern=r"^[\w.-]*$")
     seed: NonNegativeInt = 0
     workload: Workload
     model: str = "nemotron-twotower-30b-a3b"
-    decoding: Decoding = TwoTower()
+    decoding: Decoding = TwoTower(kind="two_tower")
     deployment: Deployment = Deployment()
     scheduler: Scheduler = Scheduler()
     memory: Memory = Memory()
@@ -292,6 +300,6 @@ def _default_kinds(data: dict, defaults: BaseModel) -> None:
         section, default = data.get(name), getattr(defaults, name, None)
         if isinstance(section, dict) and isinstance(default, BaseModel):
             if "kind" in type(default).model_fields:
-                section.setdefault("kind", getattr(default, "kind"))
+                section.setdefault("kind", default.model_dump()["kind"])
             else:
                 _default_kinds(section, default)

@@ -58,7 +58,9 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
     two_tower = isinstance(decoding, ask.TwoTower)
     tower = load_tower(scenario.model, base, scenario.memory.state_dtype)
     if two_tower and tower.towers == 1:
-        raise InputError(f"model {scenario.model} has one tower; decoding.kind two_tower needs two, as in nemotron-twotower-30b-a3b")
+        raise InputError(
+            f"model {scenario.model} has one tower; decoding.kind two_tower needs two, as in nemotron-twotower-30b-a3b"
+        )
     gpu = load_gpu(hardware.gpu, base)
     split = two_tower and hardware.placement.kind == "split"
     memory = plan_memory(
@@ -82,7 +84,7 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
     latency, provenance = _latency(scenario, tower, gpu, base, warnings)
     schedule: Schedule = TokenSchedule(scenario.memory.kv_block_tokens)
     plans = None
-    if two_tower:
+    if isinstance(decoding, ask.TwoTower):
         schedule = BlockSchedule(scenario.memory.kv_block_tokens, decoding.block_size, decoding.steps_per_block)
         law, provenance["commits"] = _commits(scenario, base, warnings)
         plans = BlockPlans(law, scenario.seed, requests.output_tokens)
@@ -138,7 +140,9 @@ def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int]
         fleet.run_open(requests, ids, progress)
     seats = max(engine.seats_peak for engine in run.engines)
     if seats == run.memory.state_slots < scheduler.max_num_seqs:
-        run.warnings.append(f"Mamba states in memory ({seats}) bounded the batch, not max_num_seqs {scheduler.max_num_seqs}")
+        run.warnings.append(
+            f"Mamba states in memory ({seats}) bounded the batch, not max_num_seqs {scheduler.max_num_seqs}"
+        )
     return run
 
 
@@ -179,7 +183,7 @@ def _latency(
     limits = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
     host_s = scheduler.host_overhead_ms / 1e3
     if isinstance(latency, ask.AffineLatency):
-        return _affine(latency, decoding, host_s, scheduler.max_num_seqs), {"latency": "given: affine costs in the scenario"}
+        return _affine(latency, decoding, host_s, limits[0]), {"latency": "given: affine costs in the scenario"}
     provenance = {"latency": f"modelled: roofline on {gpu.name}"}
     routing = INDEPENDENT
     if latency.moe_routing == "observed" and tower.experts:
@@ -202,13 +206,18 @@ def _latency(
 
 
 def _affine(latency: ask.AffineLatency, decoding: ask.Decoding, host_s: float, max_num_seqs: int) -> Latency:
-    names = ("denoise", "extend") if isinstance(decoding, ask.TwoTower) else ("decode",)
-    passes = [getattr(latency, name) for name in names]
-    if missing := [name for name, cost in zip(names, passes, strict=True) if cost is None]:
-        raise InputError(f"latency.{missing[0]}: is missing; decoding.kind {decoding.kind} needs it")
-    costs = [Pass(**cost.model_dump()) for cost in passes]
-    build = two_tower_affine if isinstance(decoding, ask.TwoTower) else autoregressive_affine
-    return build(Prefill(**latency.prefill.model_dump()), *costs, latency.compose, host_s, max_num_seqs)
+    prefill = Prefill(**latency.prefill.model_dump())
+    end = latency.compose, host_s, max_num_seqs
+
+    def pass_cost(name: str) -> Pass:
+        cost = getattr(latency, name)
+        if cost is None:
+            raise InputError(f"latency.{name}: is missing; decoding.kind {decoding.kind} needs it")
+        return Pass(**cost.model_dump())
+
+    if isinstance(decoding, ask.TwoTower):
+        return two_tower_affine(prefill, pass_cost("denoise"), pass_cost("extend"), *end)
+    return autoregressive_affine(prefill, pass_cost("decode"), *end)
 
 
 def _link(scenario: ask.Scenario, gpu: Gpu):
@@ -228,10 +237,10 @@ def _commits(scenario: ask.Scenario, base: Path, warnings: list[str]) -> tuple[C
     assert isinstance(decoding, ask.TwoTower)
     if isinstance(commits, ask.ConstantCommits):
         try:
-            law = ConstantCommits(commits.tokens_per_step, decoding.block_size, decoding.steps_per_block)
+            constant = ConstantCommits(commits.tokens_per_step, decoding.block_size, decoding.steps_per_block)
         except ValueError as error:
             raise InputError(f"commits.tokens_per_step: {error}") from None
-        return law, "given: constant tokens_per_step in the scenario"
+        return constant, "given: constant tokens_per_step in the scenario"
     name = commits.path if isinstance(commits, ask.ProfileCommits) else OBSERVED
     profile = load_profile(name, base)
     figures = profile.commits

@@ -1,5 +1,6 @@
 """The requests of a run: read from a trace or drawn."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log, log1p
 from pathlib import Path
@@ -64,19 +65,29 @@ def spread(arrival_ns: np.ndarray, bin_ns: int, seed: int) -> np.ndarray:
     return arrival_ns + (within * width[group]).astype(np.int64)
 
 
-def lengths(kind: str, count: int, seed: int, stream: str, value=None, mean=None, cv=None, max=None) -> np.ndarray:
-    """Token counts (count,), int64 >= 1: constant ``value``, or lognormal with a mean and a coefficient of variation."""
-    if kind == "constant":
-        return np.full(count, value)
-    variance = log1p(cv**2)
-    drawn = generator(seed, stream).lognormal(log(mean) - variance / 2, variance**0.5, count)
-    return np.clip(np.rint(drawn), 1, max).astype(np.int64)
+def lengths(count: int, seed: int, stream: str, kind: str, **options) -> np.ndarray:
+    """Token counts (count,), int64 >= 1, of a kind in LENGTHS."""
+    return LENGTHS[kind](generator(seed, stream), count, **options)
 
 
-def arrivals(kind: str, count: int, seed: int, rate_rps: float, cv: float | None = None) -> np.ndarray:
-    """Arrival times in nanoseconds (count,): Poisson, gamma gaps with a coefficient of variation, or constant gaps."""
-    if kind == "constant":
-        return np.rint(np.arange(count) * (1e9 / rate_rps)).astype(np.int64)
-    shape = 1.0 if cv is None else 1 / cv**2
-    gaps = generator(seed, "arrivals").gamma(shape, 1 / shape, count)
+def arrivals(count: int, seed: int, kind: str, rate_rps: float, **options) -> np.ndarray:
+    """Arrival times in nanoseconds (count,), int64, of a kind in GAPS at a mean rate."""
+    gaps = GAPS[kind](generator(seed, "arrivals"), count, **options)
     return np.rint(np.cumsum(gaps) * (1e9 / rate_rps)).astype(np.int64)
+
+
+def _lognormal(rng: np.random.Generator, count: int, mean: float, cv: float, max: int | None) -> np.ndarray:
+    variance = log1p(cv**2)
+    return np.clip(np.rint(rng.lognormal(log(mean) - variance / 2, variance**0.5, count)), 1, max).astype(np.int64)
+
+
+LENGTHS: dict[str, Callable[..., np.ndarray]] = {
+    "constant": lambda rng, count, value: np.full(count, value),
+    "lognormal": _lognormal,
+}
+GAPS: dict[str, Callable[..., np.ndarray]] = {
+    "constant": lambda rng, count: np.minimum(np.arange(count), 1.0),  # the first request comes at once
+    "poisson": lambda rng, count: rng.exponential(1.0, count),
+    "gamma": lambda rng, count, cv: rng.gamma(1 / cv**2, cv**2, count),
+}
+"""Gaps between arrivals in units of the mean gap."""

@@ -179,7 +179,8 @@ def _explain(item: Any, keys: Keys, fields: dict[str, Any]) -> str:
         return f"{name}.kind: is missing; allowed: {context.get('expected_tags') or _tags(fields, keys)}"
     if item["type"] == "union_tag_invalid":
         allowed = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-        return f"{name}.kind: found {context['tag']!r}; allowed: {', '.join(allowed)}{_nearest(context['tag'], allowed)}"
+        nearest = _nearest(context["tag"], allowed)
+        return f"{name}.kind: found {context['tag']!r}; allowed: {', '.join(allowed)}{nearest}"
     if item["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"])
         return f"{name}: found {found!r}; allowed: {', '.join(allowed)}{_nearest(str(found), allowed)}"

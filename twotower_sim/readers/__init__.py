@@ -3,6 +3,7 @@
 import gzip
 import zlib
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
 from twotower_sim.errors import InputError
@@ -43,8 +44,7 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
-        opened = gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig")
-        with opened as text:
-            yield from text  # type: ignore[misc]
+        with gzip.open(path) if packed else path.open("rb") as raw, TextIOWrapper(raw, "utf-8-sig") as text:
+            yield from text
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -27,7 +27,8 @@ def read(first: str, rest: Iterator[str], path: Path) -> Requests:
             time, input_, output = row["timestamp"], row["input_length"], row["output_length"]
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{path}:{number}: {_what(error)}") from None
-        if not (type(input_) is type(output) is int and input_ > 0 and output > 0 and type(time) in (int, float) and time >= 0):
+        whole = type(input_) is type(output) is int and input_ > 0 and output > 0
+        if not (whole and type(time) in (int, float) and time >= 0):
             raise InputError(f"{path}:{number}: {_wrong(row)}")
         times.append(time)
         inputs.append(input_)
