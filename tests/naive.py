@@ -30,7 +30,7 @@ class NaiveEngine:
     limits: object
     block_size: int | None  # None: autoregressive
     shortest_prompt: bool = False
-    clock: int = 0
+    clock_ns: int = 0
     waiting: list = field(default_factory=list)
     running: list = field(default_factory=list)
     visible: dict = field(default_factory=dict)  # (request, unit) -> time
@@ -42,11 +42,12 @@ class NaiveEngine:
     kv_peak: int = 0
     used: int = 0
     on_finish: object = None
+    in_flight: tuple | None = None  # (decodes, chunks) of the round that ends at clock_ns
 
     def submit(self, seq, now):
         self.settle(now)
         if not self.running and not self.waiting:
-            self.clock = max(self.clock, now)
+            self.clock_ns = max(self.clock_ns, now)
         self.waiting.append(seq)
         self.sort()
 
@@ -56,13 +57,18 @@ class NaiveEngine:
 
     def settle(self, now):
         self.advance(now)
+        if self.clock_ns <= now:
+            self.end_round()
 
     @property
     def idle(self):
         return not self.running and not self.waiting
 
     def advance(self, until):
-        while self.clock < until and not self.idle:
+        while self.clock_ns < until:
+            self.end_round()
+            if self.idle:
+                break
             self.round()
 
     # ------------------------------------------------------------------
@@ -142,7 +148,7 @@ class NaiveEngine:
                 break
             self.waiting.pop(0)
             self.running.append(s)
-            self.admit.setdefault(s.request, self.clock)
+            self.admit.setdefault(s.request, self.clock_ns)
             s.target, s.computed, s.fresh = self.size(s), 0, True
             budget -= self.chunk(s, budget, chunks)
 
@@ -159,8 +165,14 @@ class NaiveEngine:
                 self.nfe[s.request] = self.nfe.get(s.request, 0) + 1
         tokens = sum(c for _, _, c in chunks)
         pairs = sum(p + 1 for _, at, c in chunks for p in range(at, at + c))
-        self.clock += int(self.latency.round(n, x, ne, xe, tokens, pairs, len(chunks))[2] * 1e9 + 0.5)
+        self.clock_ns += int(self.latency.round(n, x, ne, xe, tokens, pairs, len(chunks))[2] * 1e9 + 0.5)
         self.rounds += 1
+        self.in_flight = decodes, chunks
+
+    def end_round(self):
+        if self.in_flight is None:
+            return
+        (decodes, chunks), self.in_flight = self.in_flight, None
         for s in decodes:
             if s.steps is None:
                 s.computed += 1
@@ -171,7 +183,7 @@ class NaiveEngine:
             else:
                 s.step += 1
                 if s.step == s.steps[s.block]:
-                    self.visible[s.request, s.block] = self.clock
+                    self.visible[s.request, s.block] = self.clock_ns
                     s.extending = True
                     s.done = s.block == len(s.steps) - 1
         for s, _, _ in chunks:
@@ -179,15 +191,31 @@ class NaiveEngine:
                 s.fresh = False
                 if s.steps is None:
                     self.emit(s)
-        for s in list(self.running):
+        for s in list(self.running):  # in the order of admission
             if s.done:
                 self.running.remove(s)
                 self.used -= s.held
-                self.finish[s.request] = self.clock
+                self.finish[s.request] = self.clock_ns
                 if self.on_finish:
-                    self.on_finish(s.request, self.clock)
+                    self.on_finish(s.request, self.clock_ns)
 
     def emit(self, s):
-        self.visible[s.request, s.tokens] = self.clock
+        self.visible[s.request, s.tokens] = self.clock_ns
         s.tokens += 1
         s.done = s.tokens == s.output_tokens
+
+    # ------------------------------------------------------------------ what routers see
+
+    @property
+    def outstanding_requests(self):
+        return len(self.running) + len(self.waiting)
+
+    @property
+    def outstanding_tokens(self):
+        """Tokens to prefill, and the context of decoding sequences with what the round in flight adds to it."""
+        total = sum(self.size(s) for s in self.waiting)
+        for s in self.running:
+            total += s.target if s.fresh else self.size(s) if s.steps is None else s.computed
+        for s in self.in_flight[0] if self.in_flight else ():
+            total += 1 if s.steps is None else self.block_size * s.extending
+        return total

@@ -32,7 +32,11 @@ def run(
     """Replay a workload through a deployment; print and write what a capacity planner needs."""
     from twotower_sim.report import run_and_report
 
-    run_and_report(scenario, set or [], out, timeline, quiet)
+    try:
+        run_and_report(scenario, set or [], out, timeline, quiet)
+    except KeyboardInterrupt:
+        print("Interrupted; earlier results are as they were.", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @scenario_app.command()
@@ -59,6 +63,3 @@ def main() -> None:
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("Interrupted; earlier results are as they were.", file=sys.stderr)
-        sys.exit(130)

@@ -154,7 +154,7 @@ class FittedCommits:
 
 
 class ConstantCommits:
-    """Every step commits ``tokens_per_step`` tokens on average, the same in every block."""
+    """Every step commits ``tokens_per_step`` tokens (a fraction in turns), the last what is left of the block."""
 
     def __init__(self, tokens_per_step: float, block_size: int, steps_per_block: int) -> None:
         self.block_size = block_size

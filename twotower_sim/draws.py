@@ -24,8 +24,8 @@ def uniform(seed: int, stream: str, *key: np.ndarray | int) -> np.ndarray:
     state: np.ndarray = np.asarray((seed * _GOLDEN + STREAMS[stream]) & _MASK, np.uint64)
     with np.errstate(over="ignore"):
         for part in key:
-            state = _mix(state + np.asarray(part).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
-        return (_mix(state) >> np.uint64(11)) * 2.0**-53
+            state = _mix(state) * np.uint64(_GOLDEN) + np.asarray(part).astype(np.uint64)
+        return (_mix(_mix(state)) >> np.uint64(11)) * 2.0**-53
 
 
 def uniform_one(seed: int, stream: str, *key: int) -> float:
@@ -38,8 +38,8 @@ def uniform_one(seed: int, stream: str, *key: int) -> float:
 
     state = (seed * _GOLDEN + STREAMS[stream]) & _MASK
     for part in key:
-        state = mix((state + part + 1) & _MASK) * _GOLDEN & _MASK
-    return (mix(state) >> 11) * 2.0**-53
+        state = (mix(state) * _GOLDEN + part) & _MASK
+    return (mix(mix(state)) >> 11) * 2.0**-53
 
 
 def generator(seed: int, stream: str) -> np.random.Generator:

@@ -129,7 +129,8 @@ class Engine:
 
     @property
     def outstanding_tokens(self) -> int:
-        """Tokens to prefill plus tokens in the context of decoding sequences: all that a router may know."""
+        """Tokens to prefill, plus the context of decoding sequences with what the round in flight adds to it: all that
+        a router may know."""
         return self.queued_tokens + self.context
 
     def submit(self, seq: Sequence, now_ns: int) -> None:

@@ -166,7 +166,8 @@ def tower_from_config(config: dict[str, Any], name: str, where: str, state_dtype
     dims: dict[str, Any] = {}
     for field, key in _FIELDS.items():
         value = config.get(key, 0 if field in _ONLY_MOE and "E" not in pattern else None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        least = 0 if field in _ONLY_MOE and "E" not in pattern else 1
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"{where}: {key} is {value!r}; expected a positive integer, as in a NemotronH config.json")
         dims[field] = value
     dtype = config.get("torch_dtype", config.get("dtype", "bfloat16"))
@@ -175,6 +176,8 @@ def tower_from_config(config: dict[str, Any], name: str, where: str, state_dtype
         if value not in DTYPE_BYTES:
             raise InputError(f"{where}: {key} is {value!r}; allowed: {', '.join(DTYPE_BYTES)}")
     latent = config.get("moe_latent_size")
+    if latent is not None and (not isinstance(latent, int) or latent < 1):
+        raise InputError(f"{where}: moe_latent_size is {latent!r}; expected a positive integer")
     return Tower(name, config.get("towers"), pattern=pattern, dtype=dtype, state_dtype=state, latent=latent, **dims)
 
 

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST_TOKENS = 2**31 - 1
+"""A request's input or output is shorter; a trace that says otherwise has its columns or units mixed up."""
+
 
 @dataclass(frozen=True)
 class Requests:

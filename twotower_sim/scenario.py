@@ -111,14 +111,10 @@ class TwoTower(Section):
     block_size: PositiveInt = 16
     steps_per_block: PositiveInt = 16
 
-    @model_validator(mode="after")
-    def _every_step_commits(self) -> "TwoTower":
-        if self.steps_per_block > self.block_size:
-            raise ValueError(
-                f"steps_per_block is {self.steps_per_block}; every step commits a token, "
-                f"so block_size {self.block_size} is the most"
-            )
-        return self
+    @property
+    def most_steps(self) -> int:
+        """Steps that a block can take: every one commits a token, whatever ``steps_per_block`` allows."""
+        return min(self.steps_per_block, self.block_size)
 
 
 class Autoregressive(Section):

@@ -85,7 +85,7 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
     schedule: Schedule = TokenSchedule(scenario.memory.kv_block_tokens)
     plans = None
     if isinstance(decoding, ask.TwoTower):
-        schedule = BlockSchedule(scenario.memory.kv_block_tokens, decoding.block_size, decoding.steps_per_block)
+        schedule = BlockSchedule(scenario.memory.kv_block_tokens, decoding.block_size, decoding.most_steps)
         law, provenance["commits"] = _commits(scenario, base, warnings)
         plans = BlockPlans(law, scenario.seed, requests.output_tokens)
     rejected = _oversized(scenario, requests, schedule, memory)
@@ -237,7 +237,7 @@ def _commits(scenario: ask.Scenario, base: Path, warnings: list[str]) -> tuple[C
     assert isinstance(decoding, ask.TwoTower)
     if isinstance(commits, ask.ConstantCommits):
         try:
-            constant = ConstantCommits(commits.tokens_per_step, decoding.block_size, decoding.steps_per_block)
+            constant = ConstantCommits(commits.tokens_per_step, decoding.block_size, decoding.most_steps)
         except ValueError as error:
             raise InputError(f"commits.tokens_per_step: {error}") from None
         return constant, "given: constant tokens_per_step in the scenario"
@@ -253,7 +253,7 @@ def _commits(scenario: ask.Scenario, base: Path, warnings: list[str]) -> tuple[C
             raise InputError(f"{outside}; set commits.extrapolate to go beyond what was measured")
         warnings.append(f"commits are extrapolated: {outside}")
     law = FittedCommits(
-        figures.figures(), commits.class_, decoding.gamma, decoding.block_size, decoding.steps_per_block
+        figures.figures(), commits.class_, decoding.gamma, decoding.block_size, decoding.most_steps
     )  # fmt: skip
     return law, f"{profile.provenance.kind}: {profile.provenance.source} ({profile.provenance.device})"
 

@@ -2,6 +2,7 @@
 ("YYYY-MM-DD HH:MM:SS.fffffff", the zone, if any, UTC), ContextTokens and GeneratedTokens."""
 
 import csv
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from twotower_sim.errors import InputError
-from twotower_sim.requests import Requests
+from twotower_sim.requests import MOST_TOKENS, Requests
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_STAMP = re.compile(r"(19|20|21)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?")
 
 
 def sniff(first: str) -> bool:
@@ -37,19 +39,21 @@ def read(first: str, rest: Iterator[str], path: Path) -> Requests:
         numbers.append(rows.line_num)
     times_ns = _convert(times, _times_ns, numbers, path, f"{_COLUMNS[0]}: expected YYYY-MM-DD HH:MM:SS.fffffff")
     tokens = (
-        _convert(column, _tokens, numbers, path, f"{name}: expected a whole number of tokens, at least 1")
+        _convert(column, _tokens, numbers, path, f"{name}: expected a whole number of tokens from 1 to {MOST_TOKENS}")
         for column, name in zip((inputs, outputs), _COLUMNS[1:], strict=True)
     )
     return Requests(times_ns, *tokens)
 
 
 def _times_ns(texts: list[str]) -> np.ndarray:
+    if not all(map(_STAMP.fullmatch, texts)):  # numpy also takes "today", and years that overflow
+        raise ValueError
     return np.array(texts, "datetime64[ns]").astype(np.int64)
 
 
 def _tokens(texts: list[str]) -> np.ndarray:
     tokens = np.array([int(text) for text in texts])
-    if len(tokens) and tokens.min() < 1:
+    if len(tokens) and not 0 < tokens.min() <= tokens.max() <= MOST_TOKENS:
         raise ValueError
     return tokens
 

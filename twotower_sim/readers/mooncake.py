@@ -10,7 +10,9 @@ import numpy as np
 import orjson
 
 from twotower_sim.errors import InputError
-from twotower_sim.requests import Requests
+from twotower_sim.requests import MOST_TOKENS, Requests
+
+LATEST_MS = 9 * 10**12  # what 64 bits of nanoseconds hold
 
 
 def sniff(first: str) -> bool:
@@ -27,8 +29,8 @@ def read(first: str, rest: Iterator[str], path: Path) -> Requests:
             time, input_, output = row["timestamp"], row["input_length"], row["output_length"]
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{path}:{number}: {_what(error)}") from None
-        whole = type(input_) is type(output) is int and input_ > 0 and output > 0
-        if not (whole and type(time) in (int, float) and time >= 0):
+        whole = type(input_) is type(output) is int and 0 < input_ <= MOST_TOKENS and 0 < output <= MOST_TOKENS
+        if not (whole and type(time) in (int, float) and 0 <= time <= LATEST_MS):
             raise InputError(f"{path}:{number}: {_wrong(row)}")
         times.append(time)
         inputs.append(input_)
@@ -44,6 +46,6 @@ def _what(error: Exception) -> str:
 
 def _wrong(row: dict[str, Any]) -> str:
     for field in ("input_length", "output_length"):
-        if type(row[field]) is not int or row[field] < 1:
-            return f"{field}: found {row[field]!r}; expected a whole number of tokens, at least 1"
-    return f"timestamp: found {row['timestamp']!r}; expected milliseconds, at least 0"
+        if type(row[field]) is not int or not 0 < row[field] <= MOST_TOKENS:
+            return f"{field}: found {row[field]!r}; expected a whole number of tokens from 1 to {MOST_TOKENS}"
+    return f"timestamp: found {row['timestamp']!r}; expected milliseconds from 0 to {LATEST_MS}"

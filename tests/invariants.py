@@ -1,0 +1,72 @@
+"""The invariants of a run, by number, as stated in DESIGN.md. ``check`` takes any finished run."""
+
+import numpy as np
+
+from twotower_sim.visible import Ticks, block_times
+
+
+def check(run, results) -> None:
+    conservation(results)
+    causality(results.columns)
+    if run.plans:
+        blocks_are_whole(run)
+    memory_is_given_back(run)
+
+
+def conservation(results) -> None:
+    """1. Arrived = completed + rejected + failed + still queued + still running."""
+    c = results.counts
+    assert c["arrived"] == c["completed"] + c["rejected"] + c["failed"] + c["queued"] + c["running"]
+    assert c["queued"] == c["running"] == 0  # every load here ends
+
+
+def causality(c) -> None:
+    """2. Arrival <= admission <= first token <= second token <= finish."""
+    done = c.finish_ns >= 0
+    assert (c.arrival_ns[done] <= c.admit_ns[done]).all()
+    assert (c.admit_ns[done] < c.first_ns[done]).all()
+    assert (c.first_ns[done] <= c.finish_ns[done]).all()
+    second = c.second_ns >= 0
+    assert (c.first_ns[second] < c.second_ns[second]).all()
+    assert (c.second_ns[second] <= c.finish_ns[second]).all()
+
+
+def blocks_are_whole(run) -> None:
+    """2 and 3. Every block of a finished request completes once and in order; its commits obey the decoding rule."""
+    decoding = run.scenario.decoding
+    ticks = Ticks([engine.tick_end_ns for engine in run.engines])
+    finished = np.frombuffer(run.records.finish_ns, np.int64) >= 0
+    expected = run.plans.blocks_of * finished
+    seen = np.zeros(len(run.requests), np.int64)
+    for chunk in block_times(run.records.segments(), ticks, run.plans):
+        seen += np.bincount(chunk.request, minlength=len(seen))
+        same = chunk.request[1:] == chunk.request[:-1]
+        assert (np.diff(chunk.block)[same] == 1).all()
+        assert (np.diff(chunk.visible_ns)[same] > 0).all()
+        assert (chunk.ready_ns < chunk.visible_ns).all()
+    assert (seen == expected).all()
+    for request in range(0, len(run.requests), max(1, len(run.requests) // 20)):
+        for sizes in run.plans.sizes(request):
+            obeys_the_rule(sizes, decoding.block_size, decoding.steps_per_block)
+
+
+def obeys_the_rule(sizes: list[int], block_size: int, steps_per_block: int) -> None:
+    """3. A block's commits sum to S; every step commits at least one and at least what the steps left demand."""
+    assert sum(sizes) == block_size
+    assert len(sizes) <= steps_per_block
+    masked = block_size
+    for k, committed in enumerate(sizes):
+        assert committed >= max(1, -(-masked // (steps_per_block - k)))
+        masked -= committed
+
+
+def memory_is_given_back(run) -> None:
+    """4. Nothing is held after finish; peaks stay inside the pools."""
+    for engine in run.engines:
+        assert engine.kv_used == engine.context == engine.decoding == engine.queued_tokens == 0
+        assert not engine.running
+        assert not engine.queue
+        assert engine.kv_peak <= run.memory.kv_blocks
+        assert engine.seats_peak <= min(run.memory.state_slots, run.scenario.scheduler.max_num_seqs)
+        assert not any(engine._rings.passes)
+        assert not any(engine._rings.growth)

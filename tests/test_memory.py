@@ -1,0 +1,103 @@
+"""What fits into a GPU."""
+
+from pathlib import Path
+
+import pytest
+
+from twotower_sim.errors import InputError
+from twotower_sim.gpu import load_gpu
+from twotower_sim.memory import plan_memory
+from twotower_sim.model import load_tower
+
+TOWER = load_tower("nemotron-twotower-30b-a3b", Path())
+
+
+def plan(gpu="h100-sxm", **changes):
+    options = {
+        "two_tower": True,
+        "split": True,
+        "tensor_parallel": 1,
+        "utilization": 0.9,
+        "kv_block_tokens": 16,
+        "pass_tokens": 16,
+        "max_num_seqs": 128,
+        "max_num_batched_tokens": 8192,
+        "kv_blocks": None,
+        "state_slots": None,
+    } | changes
+    return plan_memory(TOWER, load_gpu(gpu, Path()), **options)
+
+
+def used(plan, side):
+    pools = plan.kv_blocks * plan.kv_block_bytes + plan.state_slots * plan.state_bytes
+    return side.weights + side.workspace + pools
+
+
+@pytest.mark.parametrize(
+    ("gpu", "changes"),
+    [
+        ("h100-sxm", {}),
+        ("h200", {"split": False}),
+        ("b200", {"split": False, "max_num_seqs": 1024}),
+        ("a100-80gb", {"tensor_parallel": 4, "split": False}),
+        ("gb10", {}),
+        ("h100-sxm", {"two_tower": False, "pass_tokens": 1}),
+    ],
+)
+def test_pools_fill_the_smaller_side_and_no_more(gpu, changes):
+    found = plan(gpu, **changes)
+    fullest = max(used(found, side) for side in found.sides)
+    capacity = found.sides[0].capacity
+    assert capacity - found.kv_block_bytes < fullest <= capacity
+    assert 1 <= found.state_slots <= changes.get("max_num_seqs", 128)
+
+
+def test_split_towers_each_have_a_gpu_and_states_on_both():
+    found = plan()
+    assert [side.role for side in found.sides] == ["context", "denoiser"]
+    assert found.sides[1].weights > found.sides[0].weights  # time conditioning
+    assert found.sides[1].workspace > found.sides[0].workspace  # logits
+    assert found.state_bytes == TOWER.state_bytes
+
+
+def test_states_bound_concurrency_long_before_kv_does():
+    found = plan(max_num_seqs=1000)
+    assert found.state_slots < 150
+    assert found.kv_blocks * 16 > found.state_slots * 4000
+
+
+def test_tensor_parallelism_divides_the_load_and_copies_kv_beyond_the_kv_heads():
+    one, two, four = (plan("h200", split=False, tensor_parallel=n) for n in (1, 2, 4))
+    assert two.sides[0].weights == pytest.approx(one.sides[0].weights / 2, rel=1e-6)
+    assert two.kv_block_bytes * 2 == one.kv_block_bytes
+    assert four.kv_block_bytes == two.kv_block_bytes  # two KV heads
+
+
+def test_given_pools_are_kept_and_the_rest_follows():
+    found = plan(kv_blocks=1000)
+    assert found.kv_blocks == 1000
+    assert found.state_slots == 128
+    assert plan(state_slots=7).state_slots == 7
+    assert plan(state_slots=7).kv_blocks > plan().kv_blocks
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"split": False}, "both towers of nemotron-twotower-30b-a3b need 126.4 GB for weights"),
+        ({"utilization": 0.5}, "the denoiser tower of .* needs 63.2 GB for weights"),
+        ({"kv_blocks": 1_000_000}, "98.3 GB for the KV cache"),
+        ({"state_slots": 1000}, "49.1 GB for Mamba states"),
+        ({"max_num_seqs": 4096}, "34.9 GB for workspace|workspace"),
+    ],
+)
+def test_what_does_not_fit_is_said(changes, said):
+    with pytest.raises(InputError, match=said):
+        plan(**changes)
+
+
+def test_both_pools_given_are_taken_at_their_word():
+    found = plan(kv_blocks=1_000_000, state_slots=1000)
+    assert (found.kv_blocks, found.state_slots) == (1_000_000, 1000)
+    assert "98.3 GB for the KV cache" in found.overcommitted
+    assert plan().overcommitted is None

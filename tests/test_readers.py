@@ -1,0 +1,145 @@
+"""Trace files: what is read, and what is said of files that are damaged."""
+
+import gzip
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from twotower_sim.errors import InputError
+from twotower_sim.readers import FORMATS, read_trace
+
+EXAMPLES = ROOT / "traces" / "examples"
+MOONCAKE = '{"timestamp": 3000, "input_length": 5, "output_length": 2}\n'
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
+
+
+def write(tmp_path, text: str | bytes):
+    path = tmp_path / "trace"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def columns(requests):
+    return [column.tolist() for column in (requests.arrival_ns, requests.input_tokens, requests.output_tokens)]
+
+
+def test_there_is_an_example_of_every_format():
+    assert {path.stem for path in EXAMPLES.iterdir()} == set(FORMATS)
+    for path in EXAMPLES.iterdir():
+        assert columns(read_trace(path)) == columns(read_trace(path, path.stem))
+
+
+def test_mooncake_milliseconds():
+    arrival, inputs, outputs = columns(read_trace(EXAMPLES / "mooncake.jsonl"))
+    assert arrival == [0, 0, 3_000_000_000]
+    assert inputs == [6758, 1100, 2048]
+    assert outputs == [500, 52, 1]
+
+
+def test_azure_hundred_nanosecond_stamps():
+    arrival, inputs, outputs = columns(read_trace(EXAMPLES / "azure.csv"))
+    assert arrival == [0, 4_314_579_000, 4_500_000_000]
+    assert (inputs, outputs) == ([374, 396, 879], [44, 109, 55])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + MOONCAKE,
+        MOONCAKE.replace("\n", "\r\n"),
+        MOONCAKE + "\n \n",
+        MOONCAKE.rstrip(),
+        '{"output_length": 2, "extra": [1], "timestamp": 3000.0, "input_length": 5}\n',
+        gzip.compress(MOONCAKE.encode()),
+    ],
+)
+def test_ways_to_write_the_same_mooncake_line(tmp_path, text):
+    assert columns(read_trace(write(tmp_path, text))) == [[0], [5], [2]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        AZURE,
+        AZURE.replace("\n", "\r\n"),
+        AZURE.replace(".6805900", ".6805900+00:00"),
+        "Id,GeneratedTokens,ContextTokens,TIMESTAMP\n7,44,374,2024-05-10 00:00:00.009930\n",
+        gzip.compress(AZURE.encode()),
+    ],
+)
+def test_ways_to_write_the_same_azure_row(tmp_path, text):
+    assert columns(read_trace(write(tmp_path, text))) == [[0], [374], [44]]
+
+
+def test_requests_come_in_order_of_arrival_and_ties_in_file_order(tmp_path):
+    rows = [(5, 1), (2, 2), (5, 3), (0, 4), (2, 5)]
+    lines = (f'{{"timestamp": {at}, "input_length": {n}, "output_length": 1}}\n' for at, n in rows)
+    arrival, inputs, _ = columns(read_trace(write(tmp_path, "".join(lines))))
+    assert arrival == [0, 2_000_000, 2_000_000, 5_000_000, 5_000_000]
+    assert inputs == [4, 2, 5, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("hello\n", ":1: not a known trace format (mooncake, azure); the file starts with 'hello'"),
+        (MOONCAKE + "{", ":2: not a JSON object"),
+        (MOONCAKE + "[1]\n", ":2: not a JSON object"),
+        (MOONCAKE + '{"timestamp": 1, "input_length": 5}\n', ":2: output_length is missing"),
+        (MOONCAKE + MOONCAKE.replace(": 5", ": -5"), ":2: input_length: found -5; expected a whole number of tokens"),
+        (MOONCAKE + MOONCAKE.replace(": 5", ": 5.5"), ":2: input_length: found 5.5"),
+        (MOONCAKE + MOONCAKE.replace(": 5", ': "5"'), ":2: input_length: found '5'"),
+        (MOONCAKE + MOONCAKE.replace(": 5", ": true"), ":2: input_length: found True"),
+        (MOONCAKE + MOONCAKE.replace(": 2", ": 0"), ":2: output_length: found 0"),
+        (MOONCAKE + MOONCAKE.replace("3000", "-1"), ":2: timestamp: found -1; expected milliseconds"),
+        (MOONCAKE + MOONCAKE.replace("3000", "NaN"), ":2: not a JSON object"),
+        (MOONCAKE + MOONCAKE.replace("3000", "1e300"), ":2: timestamp: found 1e+300"),
+        (MOONCAKE + MOONCAKE.replace(": 5", ": 99999999999999999999"), ":2: input_length: found"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "holds no requests"),
+        (AZURE + "yesterday,1,1\n", ":3: TIMESTAMP: expected YYYY-MM-DD HH:MM:SS.fffffff; found 'yesterday'"),
+        (AZURE + "today,1,1\n", ":3: TIMESTAMP"),
+        (AZURE + ",1,1\n", ":3: TIMESTAMP"),
+        (AZURE + "9999-01-01 00:00:00,1,1\n", ":3: TIMESTAMP"),
+        (AZURE + "2023-13-16 18:15:46,1,1\n", ":3: TIMESTAMP"),
+        (AZURE + "2023-11-16 18:15:46,1.5,1\n", ":3: ContextTokens: expected a whole number of tokens from 1"),
+        (AZURE + "2023-11-16 18:15:46,1,0\n", ":3: GeneratedTokens: expected a whole number of tokens from 1 to 2147483647; found '0'"),
+        (AZURE + "2023-11-16 18:15:46,1\n", ":3: found 2 columns; expected 3"),
+        (AZURE + "\n2023-11-16 18:15:46,x,1\n", ":4: ContextTokens"),
+        (AZURE + "2023-11-16 18:15:46,99999999999999999999,1\n", ":3: ContextTokens"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (gzip.compress(MOONCAKE.encode() * 100)[:-20], "cannot be read"),
+        (b"\x1f\x8bnot gzip", "cannot be read"),
+        (gzip.compress(MOONCAKE.encode())[:-8] + b"\0" * 8, "cannot be read"),
+    ],
+)
+def test_damaged_files_are_named_with_line_and_field(tmp_path, text, said):
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as error:
+        read_trace(path)
+    assert str(error.value).startswith(str(path))
+    assert said in str(error.value)
+
+
+def test_a_forced_format_is_held_to(tmp_path):
+    with pytest.raises(InputError, match=":1: column ContextTokens is missing"):
+        read_trace(write(tmp_path, MOONCAKE), "azure")
+    with pytest.raises(InputError, match=":1: not a JSON object"):
+        read_trace(write(tmp_path, AZURE), "mooncake")
+
+
+def test_missing_files_and_folders(tmp_path):
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_trace(path)
+
+
+def test_the_real_traces(data):
+    """Figures of data/README.md."""
+    azure = read_trace(data / "traces" / "AzureLLMInferenceTrace_conv.csv.gz")
+    assert len(azure) == 19366
+    assert azure.arrival_ns[-1] / 60e9 == pytest.approx(58.36, abs=0.01)
+    mooncake = read_trace(data / "traces" / "mooncake_conversation_trace.jsonl.gz")
+    assert len(mooncake) == 12031
+    assert len(np.unique(mooncake.arrival_ns)) == 1180

@@ -1,0 +1,315 @@
+"""Scenario files: defaults, errors that name the place, and that every option does something."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, run_of, synthetic
+from pydantic import BaseModel
+
+from twotower_sim.errors import InputError
+from twotower_sim.result import summary
+from twotower_sim.scenario import Scenario, load_scenario
+from twotower_sim.simulation import prepare
+from twotower_sim.yaml_file import _models
+
+SHORTEST = """\
+workload:
+  kind: synthetic
+  requests: 20
+  arrivals: {kind: poisson, rate_rps: 4}
+  input_tokens: {kind: constant, value: 100}
+  output_tokens: {kind: constant, value: 40}
+"""
+
+
+def load(tmp_path, more: str = "", *overrides: str) -> Scenario:
+    path = tmp_path / "case.yaml"
+    path.write_text(SHORTEST + more)
+    return load_scenario(path, list(overrides))
+
+
+def test_the_shortest_scenario(tmp_path):
+    scenario = load(tmp_path)
+    assert scenario.name == "case"
+    assert scenario.decoding.model_dump() == {
+        "kind": "two_tower", "gamma": 0.8, "block_size": 16, "steps_per_block": 16,
+    }  # fmt: skip
+    assert scenario.latency.kind == "roofline"
+    with pytest.raises(ValueError, match="frozen"):
+        scenario.seed = 1
+
+
+def test_a_section_without_its_kind_is_of_the_default_kind(tmp_path):
+    scenario = load(tmp_path, "decoding: {gamma: 0.9}\ndeployment: {placement: {link: pcie}}\n", "commits.class=math")
+    assert (scenario.decoding.kind, scenario.decoding.gamma) == ("two_tower", 0.9)
+    assert (scenario.deployment.placement.kind, scenario.deployment.placement.link) == ("split", "pcie")
+    assert (scenario.commits.kind, scenario.commits.class_) == ("observed", "math")
+
+
+def test_overrides(tmp_path):
+    scenario = load(
+        tmp_path,
+        "scheduler: {max_num_seqs: 3}\n",
+        "scheduler.max_num_seqs=64",
+        "workload.input_tokens.value=7",
+        "decoding.kind=autoregressive",
+        "slo={request_latency_ms: 1e4}",
+        "memory.kv_blocks=null",
+    )
+    assert scenario.scheduler.max_num_seqs == 64
+    assert scenario.workload.input_tokens.value == 7
+    assert scenario.decoding.kind == "autoregressive"
+    assert scenario.slo.request_latency_ms == 10_000
+
+
+def test_a_new_kind_starts_its_section_afresh(tmp_path):
+    scenario = load(tmp_path, "decoding: {kind: two_tower, gamma: 0.9}\n", "decoding.kind=autoregressive")
+    assert scenario.decoding.model_dump() == {"kind": "autoregressive"}
+    same = load(tmp_path, "decoding: {kind: two_tower, gamma: 0.9}\n", "decoding.kind=two_tower")
+    assert same.decoding.gamma == 0.9
+
+
+@pytest.mark.parametrize(
+    ("more", "overrides", "said"),
+    [
+        ("nam: x\n", [], "case.yaml:7: nam: unknown key (did you mean name?); allowed: name, seed, workload"),
+        ("scheduler:\n  max_num_seq: 3\n", [], "case.yaml:8: scheduler.max_num_seq: unknown key (did you mean max_num_seqs?)"),
+        ("router: {kind: rnd}\n", [], "case.yaml:7: router.kind: found 'rnd'; allowed: round_robin, random,"),
+        ("latency: {kind: rofline}\n", [], "latency.kind: found 'rofline'; allowed: roofline, affine (did you mean roofline?)"),
+        ("decoding:\n  gama: .5\n", [], "case.yaml:8: decoding.gama: unknown key (did you mean gamma?)"),
+        ("decoding: {gamma: 2}\n", [], "case.yaml:7: decoding.gamma: found 2; input should be less than 1"),
+        ("decoding: {gamma: .nan}\n", [], "decoding.gamma: found nan"),
+        ("decoding: 3\n", [], "case.yaml:7: decoding: found 3"),
+        ("decoding:\n", [], "case.yaml:7: decoding: found None"),
+        ("slo: {time_to_first_token: 3}\n", [], "(did you mean time_to_first_token_ms?)"),
+        ("memory: {kv_blocks: 0}\n", [], "memory.kv_blocks: found 0; input should be greater than 0"),
+        ("memory: {kv_blocks: 1.5}\n", [], "memory.kv_blocks: found 1.5"),
+        ("seed: -1\n", [], "case.yaml:7: seed: found -1"),
+        ("seed: 1\nseed: 2\n", [], "case.yaml:8: seed stands twice"),
+        ("memory: [1\n", [], "case.yaml:8: not valid YAML"),
+        ("name: a/b\n", [], "case.yaml:7: name: found 'a/b'"),
+        ("scheduler: {max_num_seqs: 1000}\n", [], "max_num_batched_tokens is 8192; 1000 sequences (max_num_seqs) of 16"),
+        ("", ["workload.requests=abc"], "--set workload.requests=abc: workload.requests: found 'abc'"),
+        ("", ["workload.arrivals.kind=pois"], "--set workload.arrivals.kind=pois: workload.arrivals.kind: found 'pois'"),
+        ("", ["workload.kind=trace"], "workload.path: is missing"),
+        ("", ["workload=3"], "--set workload=3: workload: found 3"),
+        ("", ["seed"], "--set seed: expected section.key=value"),
+        ("", ["=3"], "--set =3: expected section.key=value"),
+        ("", ["name.x=3"], "--set name.x=3: name is no section"),
+        ("", ["seed=[1"], "--set seed=[1: the value is not valid YAML"),
+        ("", ["workload.kind=trace", "workload.path=x", "workload.window_s=[3, 1]"], "window_s is [3.0, 1.0]"),
+    ],
+)
+def test_errors_name_the_place_the_find_and_what_is_allowed(tmp_path, more, overrides, said):
+    if "name" in overrides[0] if overrides else False:
+        more = "name: x\n"
+    with pytest.raises(InputError) as error:
+        load(tmp_path, more, *overrides)
+    assert said in str(error.value)
+    assert "pydantic" not in str(error.value)
+
+
+def test_every_mistake_is_reported_at_once(tmp_path):
+    with pytest.raises(InputError) as error:
+        load(tmp_path, "seed: x\nfoo: 1\ndecoding: {gamma: 7}\n")
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "x", "\t", "a: !!python/object:os.system x", "1: 2\n"])
+def test_files_that_are_no_scenario(tmp_path, text):
+    path = tmp_path / "case.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="case.yaml"):
+        load_scenario(path)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "case.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_scenario(path)
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path):
+    """PyYAML reads 1e-5 as text; users write it."""
+    latency = "latency: {kind: affine, prefill: {base_ms: 1e1}, decode: {per_context_token_ms: 1e-5}}\n"
+    scenario = load(tmp_path, latency, "decoding.kind=autoregressive")
+    assert (scenario.latency.prefill.base_ms, scenario.latency.decode.per_context_token_ms) == (10, 1e-5)
+
+
+def test_the_schema_describes_the_file(tmp_path):
+    schema = Scenario.model_json_schema()
+    assert json.dumps(schema)
+    assert schema["required"] == ["workload"]
+    assert "class" in schema["$defs"]["ObservedCommits"]["properties"]
+
+
+def test_the_resolved_scenario_reads_back_as_itself(tmp_path):
+    scenario = load(tmp_path, "commits: {class: code}\n")
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(scenario.model_dump(by_alias=True)))
+    assert load_scenario(tmp_path / "again.yaml") == scenario
+
+
+def test_paths_are_relative_to_the_file_or_if_set_to_the_working_directory(tmp_path, monkeypatch):
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    trace = (ROOT / "traces" / "examples" / "azure.csv").read_text()
+    (tmp_path / "beside.csv").write_text(trace)
+    (folder / "case.yaml").write_text("workload: {kind: trace, path: ../beside.csv}\n")
+    assert len(prepare(load_scenario(folder / "case.yaml"), folder).requests) == 3
+    monkeypatch.chdir(tmp_path)
+    for given in ("beside.csv", "../beside.csv", str(tmp_path / "beside.csv")):
+        scenario = load_scenario(Path("sub/case.yaml"), [f"workload.path={given}"])
+        assert len(prepare(scenario, Path("sub")).requests) == 3
+        if not given.startswith("/"):
+            assert not Path(scenario.workload.path).is_absolute()
+
+
+# ---------------------------------------------------------------------- every option does something
+
+TRACE = {"kind": "trace", "path": str(ROOT / "traces" / "examples" / "mooncake.jsonl")}
+BUSY = synthetic(requests=60, rate_rps=50)
+GAMMA = BUSY | {"arrivals": {"kind": "gamma", "rate_rps": 50, "cv": 2}}
+EVEN = BUSY | {"arrivals": {"kind": "constant", "rate_rps": 50}}
+FIXED = BUSY | {"input_tokens": {"kind": "constant", "value": 90}, "output_tokens": {"kind": "constant", "value": 90}}
+LOOP = {
+    "kind": "closed_loop", "requests": 30, "concurrency": 4,
+    "input_tokens": {"kind": "constant", "value": 90}, "output_tokens": {"kind": "constant", "value": 90},
+}  # fmt: skip
+PASS = {"base_ms": 5, "per_seq_ms": 1, "per_context_token_ms": 0.001}
+COSTS = {
+    "kind": "affine", "prefill": {"base_ms": 5, "per_new_token_ms": 0.1}, "decode": PASS, "denoise": PASS, "extend": PASS,
+}  # fmt: skip
+TIGHT = {"kv_blocks": 120, "state_slots": 16}
+LONG = {"kv_blocks": 20, "state_slots": 16, "oversized": "reject"}
+AR = {"kind": "autoregressive"}
+PROFILE = str(ROOT / "twotower_sim" / "presets" / "profiles" / "observed-h100.json")
+
+OPTIONS: dict[str, tuple[dict, Any]] = {
+    # option: (a scenario in which it matters, another value)
+    "name": ({}, "other"),
+    "seed": ({}, 1),
+    "model": ({"deployment": {"tensor_parallel": 8}}, "../nemotron.json"),
+    "workload.TraceWorkload.path": ({"workload": TRACE}, str(ROOT / "traces" / "examples" / "azure.csv")),
+    "workload.TraceWorkload.format": ({"workload": TRACE}, "azure"),
+    "workload.TraceWorkload.limit": ({"workload": TRACE}, 2),
+    "workload.TraceWorkload.window_s": ({"workload": TRACE}, [1, 9]),
+    "workload.TraceWorkload.rate_scale": ({"workload": TRACE}, 2.0),
+    "workload.TraceWorkload.spread_quantised": ({"workload": TRACE}, False),
+    "workload.SyntheticWorkload.requests": ({}, 50),
+    "workload.SyntheticWorkload.arrivals.PoissonArrivals.rate_rps": ({}, 9),
+    "workload.SyntheticWorkload.arrivals.GammaArrivals.rate_rps": ({"workload": GAMMA}, 9),
+    "workload.SyntheticWorkload.arrivals.GammaArrivals.cv": ({"workload": GAMMA}, 1),
+    "workload.SyntheticWorkload.arrivals.ConstantArrivals.rate_rps": ({"workload": EVEN}, 9),
+    "workload.SyntheticWorkload.input_tokens.ConstantLength.value": ({"workload": FIXED}, 91),
+    "workload.SyntheticWorkload.input_tokens.LognormalLength.mean": ({}, 900),
+    "workload.SyntheticWorkload.input_tokens.LognormalLength.cv": ({}, 2),
+    "workload.SyntheticWorkload.input_tokens.LognormalLength.max": ({}, 200),
+    "workload.SyntheticWorkload.output_tokens.ConstantLength.value": ({"workload": FIXED}, 91),
+    "workload.SyntheticWorkload.output_tokens.LognormalLength.mean": ({}, 900),
+    "workload.SyntheticWorkload.output_tokens.LognormalLength.cv": ({}, 2),
+    "workload.SyntheticWorkload.output_tokens.LognormalLength.max": ({}, 50),
+    "workload.ClosedLoopWorkload.requests": ({"workload": LOOP}, 20),
+    "workload.ClosedLoopWorkload.concurrency": ({"workload": LOOP}, 5),
+    "workload.ClosedLoopWorkload.think_time_s": ({"workload": LOOP}, 1),
+    "workload.ClosedLoopWorkload.input_tokens.ConstantLength.value": ({"workload": LOOP}, 91),
+    "workload.ClosedLoopWorkload.output_tokens.ConstantLength.value": ({"workload": LOOP}, 91),
+    "decoding.TwoTower.gamma": ({}, 0.6),
+    "decoding.TwoTower.block_size": ({"commits": {"kind": "constant", "tokens_per_step": 4}}, 8),
+    "decoding.TwoTower.steps_per_block": ({}, 8),
+    "deployment.gpu": ({}, "b200"),
+    "deployment.replicas": ({}, 2),
+    "deployment.placement.Split.link": ({}, "pcie"),
+    "deployment.tensor_parallel": ({}, 2),
+    "scheduler.max_num_seqs": ({}, 4),
+    "scheduler.max_num_batched_tokens": ({"scheduler": {"max_num_seqs": 8}}, 128),
+    "scheduler.chunked_prefill": ({"workload": synthetic(requests=60, rate_rps=900, input_tokens=700), "scheduler": {"max_num_batched_tokens": 4096}}, False),
+    "scheduler.prefill": ({}, "first"),
+    "scheduler.admission": ({"scheduler": {"max_num_seqs": 2}}, "shortest_prompt"),
+    "scheduler.host_overhead_ms": ({}, 4),
+    "memory.gpu_memory_utilization": ({}, 0.95),
+    "memory.kv_block_tokens": ({}, 32),
+    "memory.kv_blocks": ({"memory": TIGHT}, 150),
+    "memory.state_slots": ({"memory": TIGHT}, 3),
+    "memory.state_dtype": ({}, "bfloat16"),
+    "memory.oversized": ({"memory": LONG}, "fail"),
+    "router.kind": ({"deployment": {"replicas": 2}}, "random"),
+    "latency.RooflineLatency.moe_routing": ({}, "independent"),
+    "latency.RooflineLatency.cuda_graphs": ({}, False),
+    "latency.AffineLatency.prefill.base_ms": ({"latency": COSTS}, 6),
+    "latency.AffineLatency.prefill.per_new_token_ms": ({"latency": COSTS}, 0.2),
+    "latency.AffineLatency.compose": ({"latency": COSTS}, "max"),
+    "commits.ObservedCommits.class": ({}, "math"),
+    "commits.ObservedCommits.extrapolate": ({"decoding": {"kind": "two_tower", "gamma": 0.4}}, True),
+    "commits.ProfileCommits.path": ({"commits": {"kind": "profile", "path": PROFILE}}, "other.json"),
+    "commits.ProfileCommits.class": ({"commits": {"kind": "profile", "path": PROFILE}}, "code"),
+    "commits.ProfileCommits.extrapolate": (
+        {"commits": {"kind": "profile", "path": PROFILE}, "decoding": {"kind": "two_tower", "gamma": 0.4}}, True,
+    ),
+    "commits.ConstantCommits.tokens_per_step": ({"commits": {"kind": "constant", "tokens_per_step": 4}}, 2),
+    "slo.time_to_first_token_ms": ({}, 100),
+    "slo.time_to_second_token_ms": ({}, 100),
+    "slo.inter_token_latency_ms": ({}, 5),
+    "slo.request_latency_ms": ({}, 1000),
+} | {
+    f"latency.AffineLatency.{pass_}.{cost}": ({"latency": COSTS, "decoding": AR if pass_ == "decode" else {"kind": "two_tower"}}, 7)
+    for pass_ in ("decode", "denoise", "extend")
+    for cost in ("base_ms", "per_seq_ms", "per_context_token_ms")
+}  # fmt: skip
+
+
+def options(model: type[BaseModel], prefix: str = ""):
+    """Every leaf of the scenario's models but the kinds themselves."""
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        members = _models(field.rebuild_annotation())
+        if not members and name != "kind" or key == "router.kind":
+            yield key
+        for member in members:
+            yield from options(member, f"{key}." + (f"{member.__name__}." if len(members) > 1 else ""))
+
+
+def test_every_option_is_listed():
+    same = ("workload.ClosedLoopWorkload", "LognormalLength")  # drawn as for synthetic load
+    found = {key for key in options(Scenario) if not all(part in key for part in same)}
+    found -= {"scheduler.policy"}  # one value so far
+    assert found == set(OPTIONS)
+
+
+@pytest.mark.parametrize("option", sorted(OPTIONS))
+def test_every_option_does_something(option, tmp_path):
+    sections, value = OPTIONS[option]
+    sections = {"workload": BUSY} | sections
+    if value == "../nemotron.json":
+        value = "nemotron-3-super-120b-a12b"
+        sections |= {"decoding": AR}
+    assert outcome(sections, tmp_path) != outcome(changed(sections, option, value), tmp_path)
+
+
+def outcome(sections: dict, base: Path) -> str:
+    """All that a run says, but for the scenario itself; or its error."""
+    try:
+        run, results = run_of(base, **sections)
+    except InputError as error:
+        return str(error)
+    figures = summary(run, results)
+    del figures["scenario"]
+    return json.dumps(figures, default=float)
+
+
+def changed(sections: dict, option: str, value: Any) -> dict:
+    keys = [key for key in option.split(".") if not re.match("[A-Z]", key)]
+    sections = json.loads(json.dumps(sections))
+    defaults = Scenario.model_validate(sections).model_dump(by_alias=True)
+    at, default = sections, defaults
+    for key in keys[:-1]:
+        default = default[key]
+        at = at.setdefault(key, {})
+        if "kind" in default:
+            at.setdefault("kind", default["kind"])
+    at[keys[-1]] = value
+    return sections
