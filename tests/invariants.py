@@ -11,6 +11,7 @@ def check(run, results) -> None:
     if run.plans:
         blocks_are_whole(run)
     memory_is_given_back(run)
+    no_replica_idles(run, results.columns)
 
 
 def conservation(results) -> None:
@@ -70,3 +71,15 @@ def memory_is_given_back(run) -> None:
         assert engine.seats_peak <= min(run.memory.state_slots, run.scenario.scheduler.max_num_seqs)
         assert not any(engine._rings.passes)
         assert not any(engine._rings.growth)
+
+
+def no_replica_idles(run, c) -> None:
+    """8. A replica is busy exactly while some request of its own has arrived and not finished."""
+    for engine in run.engines:
+        mine = (c.replica == engine.index) & (c.finish_ns >= 0)
+        order = np.argsort(c.arrival_ns[mine], kind="stable")
+        arrival, finish = c.arrival_ns[mine][order], c.finish_ns[mine][order]
+        covered = np.maximum.accumulate(finish)
+        before = np.concatenate(([0], covered[:-1]))
+        outstanding = np.maximum(covered - np.maximum(arrival, before), 0).sum()
+        assert outstanding == engine.busy_ns

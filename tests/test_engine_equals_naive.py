@@ -179,7 +179,9 @@ def test_the_random_cases_are_hard():
 def test_a_fleet_is_the_same_lazy_or_live_fast_or_naive(router, closed):
     for seed in range(1000, 1012):
         case = Case(seed)
-        runs = [fleet_of(case, router, closed, live=live, naive=False) for live in ({True} if closed else {False, True})]
+        runs = [
+            fleet_of(case, router, closed, live=live, naive=False) for live in ({True} if closed else {False, True})
+        ]
         _, _, slow = fleet_of(case, router, closed, live=True, naive=True)
         for records, engines, _ in runs:
             assert_equal(case, records, engines, slow)

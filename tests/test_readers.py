@@ -104,7 +104,10 @@ def test_requests_come_in_order_of_arrival_and_ties_in_file_order(tmp_path):
         (AZURE + "9999-01-01 00:00:00,1,1\n", ":3: TIMESTAMP"),
         (AZURE + "2023-13-16 18:15:46,1,1\n", ":3: TIMESTAMP"),
         (AZURE + "2023-11-16 18:15:46,1.5,1\n", ":3: ContextTokens: expected a whole number of tokens from 1"),
-        (AZURE + "2023-11-16 18:15:46,1,0\n", ":3: GeneratedTokens: expected a whole number of tokens from 1 to 2147483647; found '0'"),
+        (
+            AZURE + "2023-11-16 18:15:46,1,0\n",
+            ":3: GeneratedTokens: expected a whole number of tokens from 1 to 2147483647; found '0'",
+        ),
         (AZURE + "2023-11-16 18:15:46,1\n", ":3: found 2 columns; expected 3"),
         (AZURE + "\n2023-11-16 18:15:46,x,1\n", ":4: ContextTokens"),
         (AZURE + "2023-11-16 18:15:46,99999999999999999999,1\n", ":3: ContextTokens"),

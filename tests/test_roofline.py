@@ -56,7 +56,9 @@ def test_aiconfigurator_at_every_point(data):
     assert max(errors["prefill"]) < 0.25
 
 
-@pytest.mark.parametrize("latency", [two_tower(), two_tower(Deployment(H100, link=H100.fastest_link)), autoregressive()])
+@pytest.mark.parametrize(
+    "latency", [two_tower(), two_tower(Deployment(H100, link=H100.fastest_link)), autoregressive()]
+)
 def test_many_rounds_cost_the_very_floats_of_one(latency):
     rng = np.random.default_rng(0)
     n, extends = rng.integers(0, 128, 200), rng.integers(0, 128, 200)

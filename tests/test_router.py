@@ -63,7 +63,8 @@ def test_routers_see_no_future(router):
 
     def routed(output_tokens):
         run, _ = run_of(
-            workload=synthetic(requests=60, rate_rps=1000) | {"output_tokens": {"kind": "constant", "value": output_tokens}},
+            workload=synthetic(requests=60, rate_rps=1000)
+            | {"output_tokens": {"kind": "constant", "value": output_tokens}},
             deployment={"replicas": 3},
             router={"kind": router},
             commits={"kind": "constant", "tokens_per_step": 1},

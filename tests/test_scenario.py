@@ -77,9 +77,17 @@ def test_a_new_kind_starts_its_section_afresh(tmp_path):
     ("more", "overrides", "said"),
     [
         ("nam: x\n", [], "case.yaml:7: nam: unknown key (did you mean name?); allowed: name, seed, workload"),
-        ("scheduler:\n  max_num_seq: 3\n", [], "case.yaml:8: scheduler.max_num_seq: unknown key (did you mean max_num_seqs?)"),
+        (
+            "scheduler:\n  max_num_seq: 3\n",
+            [],
+            "case.yaml:8: scheduler.max_num_seq: unknown key (did you mean max_num_seqs?)",
+        ),
         ("router: {kind: rnd}\n", [], "case.yaml:7: router.kind: found 'rnd'; allowed: round_robin, random,"),
-        ("latency: {kind: rofline}\n", [], "latency.kind: found 'rofline'; allowed: roofline, affine (did you mean roofline?)"),
+        (
+            "latency: {kind: rofline}\n",
+            [],
+            "latency.kind: found 'rofline'; allowed: roofline, affine (did you mean roofline?)",
+        ),
         ("decoding:\n  gama: .5\n", [], "case.yaml:8: decoding.gama: unknown key (did you mean gamma?)"),
         ("decoding: {gamma: 2}\n", [], "case.yaml:7: decoding.gamma: found 2; input should be less than 1"),
         ("decoding: {gamma: .nan}\n", [], "decoding.gamma: found nan"),
@@ -92,9 +100,17 @@ def test_a_new_kind_starts_its_section_afresh(tmp_path):
         ("seed: 1\nseed: 2\n", [], "case.yaml:8: seed stands twice"),
         ("memory: [1\n", [], "case.yaml:8: not valid YAML"),
         ("name: a/b\n", [], "case.yaml:7: name: found 'a/b'"),
-        ("scheduler: {max_num_seqs: 1000}\n", [], "max_num_batched_tokens is 8192; 1000 sequences (max_num_seqs) of 16"),
+        (
+            "scheduler: {max_num_seqs: 1000}\n",
+            [],
+            "max_num_batched_tokens is 8192; 1000 sequences (max_num_seqs) of 16",
+        ),
         ("", ["workload.requests=abc"], "--set workload.requests=abc: workload.requests: found 'abc'"),
-        ("", ["workload.arrivals.kind=pois"], "--set workload.arrivals.kind=pois: workload.arrivals.kind: found 'pois'"),
+        (
+            "",
+            ["workload.arrivals.kind=pois"],
+            "--set workload.arrivals.kind=pois: workload.arrivals.kind: found 'pois'",
+        ),
         ("", ["workload.kind=trace"], "workload.path: is missing"),
         ("", ["workload=3"], "--set workload=3: workload: found 3"),
         ("", ["seed"], "--set seed: expected section.key=value"),
@@ -267,7 +283,7 @@ def options(model: type[BaseModel], prefix: str = ""):
     for name, field in model.model_fields.items():
         key = prefix + (field.alias or name)
         members = _models(field.rebuild_annotation())
-        if not members and name != "kind" or key == "router.kind":
+        if (not members and name != "kind") or key == "router.kind":
             yield key
         for member in members:
             yield from options(member, f"{key}." + (f"{member.__name__}." if len(members) > 1 else ""))

@@ -98,7 +98,8 @@ def test_a_closed_loop_reaches_the_capacity_bound_and_no_more(kind):
         },
         decoding={"kind": kind},
         commits={"kind": "constant", "tokens_per_step": 4},
-        latency={"kind": "affine", "compose": "max"} | dict.fromkeys(("prefill", "decode", "denoise", "extend"), round_),
+        latency={"kind": "affine", "compose": "max"}
+        | dict.fromkeys(("prefill", "decode", "denoise", "extend"), round_),
     )
     output = results.columns.output_tokens
     # a round a token, the first in the prefill; or a prefill, four steps and an extend a block, the last without

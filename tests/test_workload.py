@@ -12,7 +12,14 @@ S = 1_000_000_000
 
 
 def part(**options):
-    defaults = {"format": "auto", "limit": None, "window_s": None, "rate_scale": 1.0, "spread_quantised": True, "seed": 0}
+    defaults = {
+        "format": "auto",
+        "limit": None,
+        "window_s": None,
+        "rate_scale": 1.0,
+        "spread_quantised": True,
+        "seed": 0,
+    }
     return trace(EXAMPLE, **(defaults | options)).requests
 
 
@@ -87,7 +94,14 @@ def test_stamps_that_are_not_bunched_stay():
 
 
 def test_the_real_traces(data):
-    options = {"format": "auto", "limit": None, "window_s": None, "rate_scale": 1.0, "spread_quantised": True, "seed": 0}
+    options = {
+        "format": "auto",
+        "limit": None,
+        "window_s": None,
+        "rate_scale": 1.0,
+        "spread_quantised": True,
+        "seed": 0,
+    }
     mooncake = trace(data / "traces" / "mooncake_conversation_trace.jsonl.gz", **options)
     assert mooncake.spread_over_s == pytest.approx(3, abs=0.005)
     assert len(np.unique(mooncake.requests.arrival_ns)) > 12_000
