@@ -88,5 +88,6 @@ def scalar(value: float | None, unit: str) -> dict[str, Any]:
 def of(samples: np.ndarray, unit: str) -> dict[str, Any]:
     """Summary of samples that are all there."""
     distribution = Distribution()
-    distribution.add(samples)
+    for low in range(0, len(samples), EXACT_SAMPLES):
+        distribution.add(samples[low : low + EXACT_SAMPLES])
     return distribution.summary(unit)

@@ -40,6 +40,8 @@ class Records:
         self._segments.extend((request, done, start_tick, end_tick, replica, start_ns))
 
     def segments(self) -> np.ndarray:
-        """Rows (request, done, start_tick, end_tick, replica, start_ns) as int64 (n, 6), by request, then by time."""
+        """Rows (request, done, start_tick, end_tick, replica, start_ns) as int64 (n, 6), by request, then by time; once
+        the run is over."""
         rows = np.frombuffer(self._segments, np.int64).reshape(-1, 6)
-        return rows[np.argsort(rows[:, 0], kind="stable")]
+        rows[:] = rows[np.argsort(rows[:, 0], kind="stable")]
+        return rows
