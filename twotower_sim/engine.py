@@ -34,8 +34,8 @@ from twotower_sim.latency import Latency
 from twotower_sim.records import Records
 from twotower_sim.schedule import EXTEND_CONTEXT, EXTEND_SHIFT, Rings, Schedule, Sequence
 
-GLIDE_ROUNDS = 20
-"""Shortest stretch that is worth an array operation, which costs as much as six single rounds or so."""
+GLIDE_ROUNDS = 24
+"""Shortest stretch that is worth an array operation, which costs as much as a dozen single rounds or so."""
 GLIDE_AT_MOST = 4096
 FOREVER_NS = 1 << 62
 

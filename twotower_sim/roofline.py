@@ -53,7 +53,8 @@ class _Forward:
         self.flop_s = 1 / (gpu.flops * gpu.efficiency.compute * parallel)
         self.state_s = tower.state_bytes * self.byte_s  # to read, or to write, one sequence's state
         self.pair_s = 4 * tower.heads * tower.head_dim * tower.layers("*") * self.flop_s
-        self.kv_token_s = tower.kv_bytes_per_token * self.byte_s
+        # KV heads are divided among the GPUs as far as there are any, and copied beyond
+        self.kv_token_s = tower.kv_bytes_per_token * self.byte_s * parallel / min(parallel, tower.kv_heads)
 
     def context_token_s(self, queries: int) -> float:
         """Attention of ``queries`` positions of a sequence to one token of its context."""

@@ -127,7 +127,7 @@ def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int]
             limits,
             ADMISSION[scheduler.admission](),
             run.records,
-            longest_decode_ticks=run.schedule.ticks(int(requests.output_tokens.max())),
+            longest_decode_ticks=run.schedule.ticks(int(requests.output_tokens[ids].max())),
             on_finish=fleet.completed if closed else None,
             observe=observe,
         )
