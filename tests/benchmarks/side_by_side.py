@@ -1,6 +1,6 @@
 """The scenarios under two-tower and autoregressive decoding on the same number of GPUs, as a table; not part of CI.
 
-    .venv/bin/python tests/benchmarks/side_by_side.py MOONCAKE_TRACE AZURE_TRACE > reports/side_by_side.md
+.venv/bin/python tests/benchmarks/side_by_side.py MOONCAKE_TRACE AZURE_TRACE > reports/side_by_side.md
 """
 
 import sys
@@ -40,8 +40,12 @@ def main() -> None:
     traces = {"quickstart": None, "mooncake_conversation": sys.argv[1], "azure_conversation": sys.argv[2]}
     print("# Two towers and their autoregressive baseline on the same GPUs\n")
     print("Latency is modelled (roofline on H100), commits and expert routing are observed; milliseconds. A model of a")
-    print("well-fused engine: weights and experts bound a step, not kernel launches, and a denoise step of 16 positions")
-    print("touches some 34 experts where a token touches 6. `python tests/benchmarks/side_by_side.py` made this table.\n")
+    print(
+        "well-fused engine: weights and experts bound a step, not kernel launches, and a denoise step of 16 positions"
+    )
+    print(
+        "touches some 34 experts where a token touches 6. `python tests/benchmarks/side_by_side.py` made this table.\n"
+    )
     header = ["scenario", "decoding", "GPUs", *(title for title, _, _ in COLUMNS)]
     print("| " + " | ".join(header) + " |\n|" + " --- |" * len(header))
     for name, trace in traces.items():
