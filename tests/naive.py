@@ -165,7 +165,8 @@ class NaiveEngine:
                 self.nfe[s.request] = self.nfe.get(s.request, 0) + 1
         tokens = sum(c for _, _, c in chunks)
         pairs = sum(p + 1 for _, at, c in chunks for p in range(at, at + c))
-        self.clock_ns += int(self.latency.round(n, x, ne, xe, tokens, pairs, len(chunks))[2] * 1e9 + 0.5)
+        reads = sum(at + c for _, at, c in chunks)
+        self.clock_ns += int(self.latency.round(n, x, ne, xe, (tokens, pairs, reads, len(chunks)))[2] * 1e9 + 0.5)
         self.rounds += 1
         self.in_flight = decodes, chunks
 

@@ -72,11 +72,17 @@ class Case:
         )
 
     def _latency(self) -> Latency:
-        a, b, c, d, e = (self.rng.random() * 1e-3 for _ in range(5))
+        a, b, c, d, e, f, g = (self.rng.random() * 1e-3 for _ in range(7))
 
-        def cost(n, context, n_extend, extend_context, tokens=0, pairs=0, n_prefill=0):
+        def cost(n, context, n_extend, extend_context, tokens=0, pairs=0, reads=0, n_prefill=0):
             u = a * n + 1e-6 * b * context
-            v = c * (16 * n_extend + tokens) + 1e-6 * d * extend_context + 1e-9 * pairs
+            v = (
+                c * (16 * n_extend + tokens)
+                + 1e-6 * d * extend_context
+                + 1e-9 * pairs
+                + 1e-6 * f * reads
+                + g * n_prefill
+            )
             return u, (u + v if self.autoregressive else v), u + v + e
 
         return Latency(cost, cost, cost, side_by_side=False)

@@ -30,7 +30,7 @@ def autoregressive(on=None, routing=OBSERVED_ROUTING, tower=NANO, budget=8192):
 
 
 def prefill_s(latency, tokens):
-    return latency.mixed(0, 0, 0, 0, tokens, tokens * (tokens + 1) // 2, 1)[2]
+    return latency.mixed(0, 0, 0, 0, tokens, tokens * (tokens + 1) // 2, tokens, 1)[2]
 
 
 def points(data):
@@ -73,15 +73,15 @@ def test_prompts_and_extends_share_one_forward():
     """The cost of the mix is less than the sum of its passes, and at least each of them."""
     latency = two_tower()
     extend = latency.decode(0, 0, 8, 8000)[1]
-    prompt = latency.mixed(0, 0, 0, 0, 512, 512 * 513 // 2, 1)[1]
-    mix = latency.mixed(0, 0, 8, 8000, 512, 512 * 513 // 2, 1)[1]
+    prompt = latency.mixed(0, 0, 0, 0, 512, 512 * 513 // 2, 512, 1)[1]
+    mix = latency.mixed(0, 0, 8, 8000, 512, 512 * 513 // 2, 512, 1)[1]
     assert max(extend, prompt) < mix < 0.8 * (extend + prompt)
 
 
 def test_a_mixed_round_without_decodes_is_continuous_with_a_pure_one():
     latency = two_tower()
     pure = latency.decode(8, 8000, 8, 8000)
-    mixed = latency.mixed(8, 8000, 8, 8000, 1, 1, 1)
+    mixed = latency.mixed(8, 8000, 8, 8000, 1, 1, 1, 1)
     assert mixed[0] == pure[0]
     assert pure[1] < mixed[1] < 1.05 * pure[1]
 

@@ -50,7 +50,7 @@ def autoregressive_affine(prefill: Prefill, decode: Pass, compose: str, host_s: 
 
         return cost
 
-    def mixed(n, context, n_extend, extend_context, tokens, pairs, n_prefill):
+    def mixed(n, context, n_extend, extend_context, tokens, pairs, prefill_context, n_prefill):
         context_s = combine(max, latency.decode(n, context, 0, 0)[1], prefill.seconds(tokens))
         return 0.0, context_s, host_s + context_s
 
@@ -71,7 +71,7 @@ def two_tower_affine(
 
         return cost
 
-    def mixed(n, context, n_extend, extend_context, tokens, pairs, n_prefill):
+    def mixed(n, context, n_extend, extend_context, tokens, pairs, prefill_context, n_prefill):
         denoiser_s, extend_s, _ = latency.decode(n, context, n_extend, extend_context)
         context_s = combine(max, extend_s, prefill.seconds(tokens))
         return denoiser_s, context_s, host_s + combine(max, denoiser_s, context_s)

@@ -53,9 +53,9 @@ class Limits:
     prefill_first: bool = False
 
 
-Prefill = tuple[int, int, int]
-"""The prompt side of a round: tokens, their query-key pairs, the sequences they belong to."""
-NO_PREFILL: Prefill = (0, 0, 0)
+Prefill = tuple[int, int, int, int]
+"""The prompt side of a round: tokens, their query-key pairs, the tokens they attend to, their sequences."""
+NO_PREFILL: Prefill = (0, 0, 0, 0)
 
 
 class Round(NamedTuple):
@@ -194,7 +194,7 @@ class Engine:
 
     def _run(self, n: int, context: int, n_extend: int, extend_context: int, prefill: Prefill) -> None:
         start_ns = self.clock_ns
-        denoiser_s, context_s, round_s = self._latency.round(n, context, n_extend, extend_context, *prefill)
+        denoiser_s, context_s, round_s = self._latency.round(n, context, n_extend, extend_context, prefill)
         round_ns = int(round_s * 1e9 + 0.5)
         self.clock_ns = start_ns + round_ns
         self.rounds += 1
@@ -224,7 +224,7 @@ class Engine:
 
     def _prefill(self, budget: int) -> Prefill:
         """Go on with the prompt in progress, then admit from the queue, within a budget of tokens."""
-        tokens = pairs = sequences = 0
+        tokens = pairs = context = sequences = 0
         while tokens < budget:
             seq = self._partial
             if seq is None and self.queue and not self._blocked:
@@ -238,12 +238,13 @@ class Engine:
             pairs += chunk * done + chunk * (chunk + 1) // 2
             sequences += 1
             seq.position += chunk
+            context += seq.position
             if seq.position < seq.length:
                 self._partial = seq
                 break
             self._partial = None
             self._started.append(seq)
-        return tokens, pairs, sequences
+        return tokens, pairs, context, sequences
 
     def _admit(self, budget: int, alone: bool) -> Sequence | None:
         """The queue's head, if there are seats and memory for it (and budget, where prompts are not chunked)."""
@@ -382,7 +383,9 @@ class Engine:
         denoiser_s, context_s, round_s = self._latency.decode_many(*passes)
         clock_ns = np.empty(rounds + 1, np.int64)
         clock_ns[0], clock_ns[1:] = self.clock_ns, round_s * 1e9 + 0.5
-        np.cumsum(clock_ns, out=clock_ns)
+        np.add.accumulate(clock_ns, out=clock_ns)
+        if clock_ns[-1] < self.clock_ns:
+            raise OverflowError
         run = int(clock_ns[:-1].searchsorted(until_ns))
         kv_blocks = self._rings.kv_blocks(at, run)
         blocks, free = int(kv_blocks.sum()), self._limits.kv_blocks - self.kv_used

@@ -1,13 +1,13 @@
 """The interface between the engine and any model of time: the aggregate shape of a round in, seconds out.
 
 A round's shape is ``(n, context, n_extend, extend_context)`` and, where it carries prompts,
-``(prefill_tokens, prefill_pairs, n_prefill)``:
+``(prefill_tokens, prefill_pairs, prefill_context, n_prefill)``:
 
 - ``n``: sequences that take a denoise pass (two towers) or a decode pass (autoregressive),
 - ``context``: the tokens that those passes attend to, summed (blocks under denoising not counted),
 - ``n_extend``, ``extend_context``: the same for extend passes,
-- ``prefill_tokens``: prompt tokens of the round, ``prefill_pairs``: their query-key pairs, ``n_prefill``: the
-  sequences they belong to.
+- ``prefill_tokens``: prompt tokens of the round, ``prefill_pairs``: their query-key pairs, ``prefill_context``:
+  the tokens that they attend to, their own included, ``n_prefill``: the sequences they belong to.
 
 The answer is ``(denoiser_s, context_s, round_s)``: seconds in which the denoiser (0 if there is none) and the
 context tower compute, and seconds from the round's start to its end, host and transfer included.
@@ -34,7 +34,7 @@ class Latency:
 
     decode: Callable[[int, int, int, int], Cost]  # a round without prompts
     decode_many: Callable[..., tuple[Any, Any, Any]]  # the same on int64 arrays (scalars broadcast)
-    mixed: Callable[[int, int, int, int, int, int, int], Cost]  # a round with prompts
+    mixed: Callable[[int, int, int, int, int, int, int, int], Cost]  # a round with prompts
     side_by_side: bool  # the two towers compute at the same time
 
     @classmethod
@@ -46,9 +46,9 @@ class Latency:
         return cls(one, decode(np.maximum, *tables), mixed, side_by_side)
 
     def round(
-        self, n: int, context: int, n_extend: int, extend_context: int, tokens: int, pairs: int, n_prefill: int
+        self, n: int, context: int, n_extend: int, extend_context: int, prefill: tuple[int, int, int, int]
     ) -> Cost:
-        """One round of any shape."""
-        if tokens:
-            return self.mixed(n, context, n_extend, extend_context, tokens, pairs, n_prefill)
+        """One round of any shape; ``prefill`` is (tokens, pairs, context, sequences)."""
+        if prefill[0]:
+            return self.mixed(n, context, n_extend, extend_context, *prefill)
         return self.decode(n, context, n_extend, extend_context)

@@ -10,7 +10,7 @@ The formulas are the roofline's (Williams et al., 2009) over the shapes in ``mod
   decoding, and not at all in extend passes and two-tower prefills: nothing is sampled from them;
 - tensor parallelism divides weights, heads, states and FLOPs, and adds an all-reduce a layer (ring:
   2 (n - 1) / n of the activations over the link, plus its latency);
-- every kernel costs a gap inside a CUDA graph; eager passes take at least the time to launch them.
+- every kernel costs a gap; a CUDA graph costs its launch, and eager passes take at least that of their kernels.
 
 The context tower's forward carries extends (or decodes) and prompt chunks together and is costed as that
 mix, not as a sum of passes: its weights are read once, its MoE layers touch the union of the experts.
@@ -53,8 +53,7 @@ class _Forward:
         self.flop_s = 1 / (gpu.flops * gpu.efficiency.compute * parallel)
         self.state_s = tower.state_bytes * self.byte_s  # to read, or to write, one sequence's state
         self.pair_s = 4 * tower.heads * tower.head_dim * tower.layers("*") * self.flop_s
-        # KV heads are divided among the GPUs as far as there are any, and copied beyond
-        self.kv_token_s = tower.kv_bytes_per_token * self.byte_s * parallel / min(parallel, tower.kv_heads)
+        self.kv_token_s = tower.kv_bytes_per_token * self.byte_s * parallel / tower.kv_shards(parallel)
 
     def context_token_s(self, queries: int) -> float:
         """Attention of ``queries`` positions of a sequence to one token of its context."""
@@ -81,34 +80,43 @@ class _Forward:
         return np.where(tokens > 0, seconds, 0.0)
 
     def _all_reduces(self, tokens: np.ndarray) -> np.ndarray:
-        n, link = self.on.tensor_parallel, self.on.gpu.fastest_link
+        n = self.on.tensor_parallel
         if n == 1:
             return np.zeros(np.shape(tokens))
+        link = self.on.gpu.fastest_link
         moved = 2 * (n - 1) / n * tokens * self.tower.hidden * self.tower.dtype_bytes
         return len(self.tower.pattern) * (moved / link.bytes_per_s + link.latency_s)
 
     def _gaps_s(self) -> float:
         """What a pass's kernels add to it."""
         costs = self.on.gpu.efficiency
-        return (costs.graph_launch_us + self.kernels * costs.kernel_gap_us) * 1e-6 if self.on.cuda_graphs else 0.0
+        return (self.on.cuda_graphs * costs.graph_launch_us + self.kernels * costs.kernel_gap_us) * 1e-6
 
     @property
     def launch_s(self) -> float:
-        """What a pass takes at least: eager launches."""
+        """What a pass takes at least: eager launches, one after the other."""
         return 0.0 if self.on.cuda_graphs else self.kernels * self.on.gpu.efficiency.kernel_launch_us * 1e-6
 
     @property
     def kernels(self) -> int:
         return sum(KERNELS[layer] for layer in self.tower.pattern)
 
-    def moe(self, maximum: Callable = np.maximum) -> Callable:
-        """The routed experts of all layers: (share of them left untouched, tokens) to seconds."""
+    def prompt_attention(self, maximum: Callable, pairs, context):
+        """Chunks of prompts: their query-key pairs, or the keys and values they read."""
+        return maximum(pairs * self.pair_s, context * self.kv_token_s)
+
+    def moe(self) -> Callable:
+        """The routed experts of all layers: (maximum, share of them left untouched, tokens) to seconds."""
         t = self.tower
         count, routed, byte_s = t.layers("E"), t.experts_per_token, t.dtype_bytes * self.byte_s
         read_s = count * t.experts * t.expert_params * byte_s
         io_s = count * routed * 2 * (t.expert_io + t.expert_width) * byte_s
         flop_s = count * routed * 2 * t.expert_params * self.flop_s
-        return lambda untouched, tokens: maximum((1 - untouched) * read_s + tokens * io_s, tokens * flop_s)
+
+        def cost(maximum: Callable, untouched, tokens):
+            return maximum((1 - untouched) * read_s + tokens * io_s, tokens * flop_s)
+
+        return cost
 
     def untouched(self, routing: Routing, curve: str, tokens: np.ndarray) -> np.ndarray:
         """Share of the experts of a layer that ``tokens`` leave alone; 1 where there are none."""
@@ -126,14 +134,27 @@ def two_tower_roofline(
     tower: Tower, on: Deployment, routing: Routing, block_size: int, max_num_seqs: int, max_num_batched_tokens: int
 ) -> Latency:
     """Latency of rounds of denoise passes beside one context forward of extends and prompt chunks."""
-    forward, size, n = _Forward(tower, on), block_size, np.arange(max_num_seqs + 1)
-    blocks_free = forward.untouched(routing, "blocks", n * size)
-    both = forward.dense(n * size) + forward.moe()(blocks_free, n * size)
-    extra = (n > 0) * (tower.time_params * tower.dtype_bytes * forward.byte_s) + forward.head(n * size)
-    denoise = both + extra + n * (size * size * forward.pair_s + forward.state_s)
-    own_pairs = size * (size + 1) // 2
-    extend = both + n * (own_pairs * forward.pair_s + 2 * forward.state_s)
-    context_token_s, launches, round_s = forward.context_token_s(size), (n > 0) * forward.launch_s, _round(tower, on)
+    forward, size = _Forward(tower, on), block_size
+    n, tokens = np.arange(max_num_seqs + 1), np.arange(max_num_batched_tokens + 1)
+    moe, round_s, launch_s = forward.moe(), _round(tower, on), forward.launch_s
+    context_token_s, pair_s, states_s = forward.context_token_s(size), forward.pair_s, 2 * forward.state_s
+    own_pairs_s = size * (size + 1) // 2 * pair_s
+    tables = (
+        forward.dense(tokens),
+        forward.untouched(routing, "blocks", n * size),
+        forward.untouched(routing, "blocks", tokens),
+    )
+
+    def context_pass(maximum, dense_s, extends_free, prompts_free):
+        """The context tower's forward but for the extends' attention to their context."""
+
+        def cost(n_extend, prefill_tokens=0, prefill_pairs=0, prefill_context=0, n_prefill=0):
+            q = n_extend * size + prefill_tokens
+            prompts_s = forward.prompt_attention(maximum, prefill_pairs, prefill_context)
+            moe_s = moe(maximum, extends_free[n_extend] * prompts_free[prefill_tokens], q)
+            return dense_s[q] + moe_s + n_extend * own_pairs_s + prompts_s + (n_extend + n_prefill) * states_s
+
+        return cost
 
     def decode(maximum, denoise_s, extend_s, launches_s):
         def cost(n, context, n_extend, extend_context):
@@ -143,19 +164,19 @@ def two_tower_roofline(
 
         return cost
 
-    tokens = np.arange(max_num_batched_tokens + 1)
-    dense_s, prompt_free = forward.dense(tokens).tolist(), forward.untouched(routing, "blocks", tokens).tolist()
-    denoise_s, launches_s, extends_free = denoise.tolist(), launches.tolist(), blocks_free.tolist()
-    moe = forward.moe(max)
-    pair_s, state_s, launch_s = forward.pair_s, 2 * forward.state_s, forward.launch_s
+    denoise = forward.dense(n * size) + moe(np.maximum, tables[1], n * size) + forward.head(n * size)
+    denoise += (n > 0) * (tower.time_params * tower.dtype_bytes * forward.byte_s)
+    denoise += n * (size * size * pair_s + forward.state_s)
+    extend, launches = context_pass(np.maximum, *tables)(n), (n > 0) * launch_s
+    context_work = context_pass(max, *(table.tolist() for table in tables))
+    denoise_s, launches_s = denoise.tolist(), launches.tolist()
 
-    def mixed(n, context, n_extend, extend_context, prefill_tokens, prefill_pairs, n_prefill):
+    def mixed(n, context, n_extend, extend_context, prefill_tokens, prefill_pairs, prefill_context, n_prefill):
         denoiser_s = max(denoise_s[n] + context * context_token_s, launches_s[n])
-        q, states = n_extend * size + prefill_tokens, n_extend + n_prefill
-        attention_s = extend_context * context_token_s + (n_extend * own_pairs + prefill_pairs) * pair_s
-        moe_s = moe(extends_free[n_extend] * prompt_free[prefill_tokens], q)
-        context_s = max(dense_s[q] + moe_s + attention_s + states * state_s, launch_s)
-        return denoiser_s, context_s, round_s(max, denoiser_s, context_s, states, q)
+        work_s = context_work(n_extend, prefill_tokens, prefill_pairs, prefill_context, n_prefill)
+        context_s = max(work_s + extend_context * context_token_s, launch_s)
+        q = n_extend * size + prefill_tokens
+        return denoiser_s, context_s, round_s(max, denoiser_s, context_s, n_extend + n_prefill, q)
 
     return Latency.of(decode, (denoise, extend, launches), mixed, side_by_side=on.link is not None)
 
@@ -164,10 +185,27 @@ def autoregressive_roofline(
     tower: Tower, on: Deployment, routing: Routing, max_num_seqs: int, max_num_batched_tokens: int
 ) -> Latency:
     """Latency of rounds of one context forward of decoded tokens and prompt chunks."""
-    forward, n, host_s = _Forward(tower, on), np.arange(max_num_seqs + 1), on.host_overhead_s
-    singles_free, head = forward.untouched(routing, "singles", n), forward.head(n)
-    step = forward.dense(n) + forward.moe()(singles_free, n) + head + n * 2 * forward.state_s
-    context_token_s, launches = forward.context_token_s(1), (n > 0) * forward.launch_s
+    forward, host_s = _Forward(tower, on), on.host_overhead_s
+    n, tokens = np.arange(max_num_seqs + 1), np.arange(max_num_batched_tokens + 1)
+    moe, launch_s = forward.moe(), forward.launch_s
+    context_token_s, states_s = forward.context_token_s(1), 2 * forward.state_s
+    tables = (
+        forward.dense(tokens),
+        forward.head(n),
+        forward.untouched(routing, "singles", n),
+        forward.untouched(routing, "blocks", tokens),
+    )
+
+    def forward_pass(maximum, dense_s, head_s, decodes_free, prompts_free):
+        """The forward but for the decodes' attention."""
+
+        def cost(n, prefill_tokens=0, prefill_pairs=0, prefill_context=0, n_prefill=0):
+            q, sequences = n + prefill_tokens, n + n_prefill
+            prompts_s = forward.prompt_attention(maximum, prefill_pairs, prefill_context)
+            moe_s = moe(maximum, decodes_free[n] * prompts_free[prefill_tokens], q)
+            return dense_s[q] + moe_s + prompts_s + sequences * states_s + head_s[sequences]
+
+        return cost
 
     def decode(maximum, step_s, launches_s):
         def cost(n, context, n_extend, extend_context):
@@ -176,20 +214,15 @@ def autoregressive_roofline(
 
         return cost
 
-    tokens = np.arange(max_num_batched_tokens + 1)
-    dense_s, prompt_free = forward.dense(tokens).tolist(), forward.untouched(routing, "blocks", tokens).tolist()
-    decodes_free, head_s, moe = singles_free.tolist(), head.tolist(), forward.moe(max)
-    pair_s, state_s, launch_s = forward.pair_s, 2 * forward.state_s, forward.launch_s
+    work = forward_pass(max, *(table.tolist() for table in tables))
 
-    def mixed(n, context, n_extend, extend_context, prefill_tokens, prefill_pairs, n_prefill):
-        q, states = n + prefill_tokens, n + n_prefill
-        attention_s = context * context_token_s + prefill_pairs * pair_s
-        moe_s = moe(decodes_free[n] * prompt_free[prefill_tokens], q)
-        work_s = dense_s[q] + moe_s + attention_s + states * state_s + head_s[states]
-        context_s = max(work_s, launch_s)
+    def mixed(n, context, n_extend, extend_context, prefill_tokens, prefill_pairs, prefill_context, n_prefill):
+        work_s = work(n, prefill_tokens, prefill_pairs, prefill_context, n_prefill)
+        context_s = max(work_s + context * context_token_s, launch_s)
         return 0.0, context_s, host_s + context_s
 
-    return Latency.of(decode, (step, launches), mixed, side_by_side=False)
+    step = forward_pass(np.maximum, *tables)(n)
+    return Latency.of(decode, (step, (n > 0) * launch_s), mixed, side_by_side=False)
 
 
 def _round(tower: Tower, on: Deployment) -> Callable:
@@ -198,8 +231,9 @@ def _round(tower: Tower, on: Deployment) -> Callable:
     host_s, link = on.host_overhead_s, on.link
     if link is None:
         return lambda maximum, denoiser_s, context_s, states, tokens: host_s + denoiser_s + context_s
-    bytes_per_s = link.bytes_per_s * on.tensor_parallel
-    state_s, token_s, hop_s = tower.state_bytes / bytes_per_s, tower.kv_bytes_per_token / bytes_per_s, link.latency_s
+    state_s = tower.state_bytes / on.tensor_parallel / link.bytes_per_s  # every GPU of the group sends its own part
+    token_s = tower.kv_bytes_per_token / tower.kv_shards(on.tensor_parallel) / link.bytes_per_s
+    hop_s = link.latency_s
 
     def split(maximum, denoiser_s, context_s, states, tokens):
         return host_s + maximum(denoiser_s, context_s + (states > 0) * hop_s + states * state_s + tokens * token_s)

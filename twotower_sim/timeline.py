@@ -50,7 +50,7 @@ class Timeline:
             yield from _blocks(run)
 
     def _round(self, replica: int, round_: Round, side_by_side: bool) -> Iterator[Event]:
-        start_us, (tokens, _, prompts) = round_.start_ns / 1e3, round_.prefill
+        start_us, (tokens, _, _, prompts) = round_.start_ns / 1e3, round_.prefill
         autoregressive = self._names[1] == "decode"
         shared = round_.decoding if autoregressive else round_.extending
         if round_.denoiser_s:
