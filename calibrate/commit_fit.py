@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize
 
-from twotower_sim.commits import DIFFICULTIES, Figures, steps_ahead
-from twotower_sim.profile import CommitClass, CommitFigures, CommitHull, Profile, Provenance, RoutingFigures
+from twotower_sim.commits import DIFFICULTIES, Difficulty, Figures, steps_ahead
+from twotower_sim.profile import CommitClass, CommitFigures, Profile, Provenance, RoutingFigures
 
 SETS = {"mixed prompts": "mixed", "math": "math", "code block sweep": "code"}
 CLASSES = ("mixed", "math", "code")
-BLOCK_SIZE, BLOCKS = 16, 16
+BLOCK_SIZE = 16
+MEASURED_BLOCKS = {"mixed": 8, "math": 16, "code": 16}
 PARAMETERS = ("gamma", "committed", "steps", "steps_committed", "block", "block_sd", "concentration")
 START = np.array([-4.0, -2.6, -3.1, 0.3, -0.2, 0.2, 0.8, 0.7, 1.8, -9.0, 1.7, 0.2, 0.0])
 
@@ -80,10 +81,13 @@ def read(folder: Path) -> Observations:
 def figures(x: np.ndarray) -> Figures:
     """Parameters as the optimiser sees them: standard deviations and the concentration as logarithms."""
     sds = np.exp(x[3:6])
-    classes = {name: (float(mean), float(sd)) for name, mean, sd in zip(CLASSES, x[:3], sds, strict=True)}
+    classes = {
+        name: Difficulty(float(mean), float(sd), MEASURED_BLOCKS[name])
+        for name, mean, sd in zip(CLASSES, x[:3], sds, strict=True)
+    }
     values = [*x[6:11], *np.exp(x[11:13])]
     parameters = {name: float(value) for name, value in zip(PARAMETERS, values, strict=True)}
-    return Figures(blocks=BLOCKS, classes=classes, **parameters)
+    return Figures(classes=classes, **parameters)
 
 
 def steps_moments(law: Figures, at: Configuration, ahead: np.ndarray) -> tuple[float, float]:
@@ -105,7 +109,7 @@ def log_likelihood(law: Figures, prompts: list[Prompt], tables: dict[int, np.nda
         for b, sizes in enumerate(prompt.blocks):
             masked = size - np.cumsum([0, *sizes[:-1]])
             chance = np.prod(table[np.arange(len(sizes)), :, masked, sizes], axis=0)  # by level
-            by_difficulty += np.log(weights[:, min(b, BLOCKS - 1)] @ chance)
+            by_difficulty += np.log(weights[:, min(b, weights.shape[1] - 1)] @ chance)
         total += np.logaddexp.reduce(by_difficulty) - log(len(DIFFICULTIES))
     return float(total)
 
@@ -156,13 +160,15 @@ def profile(x: np.ndarray, seen: Observations, folder: Path) -> Profile:
     within = moe["distinct_experts_first_n_tokens_of_a_block"]
     unions = {int(k) * BLOCK_SIZE: v for k, v in moe["distinct_experts_union_of_k_random_blocks"].items() if int(k) > 1}
     singles = moe["distinct_experts_union_of_k_single_tokens_of_different_blocks"]
-    gammas, steps = [at.gamma for at in operating], [at.steps_per_block for at in operating]
-    hull = CommitHull(
-        gamma=(min(gammas), max(gammas)),
-        steps_per_block=(min(steps), max(steps)),
-        block_size=BLOCK_SIZE,
-        blocks=BLOCKS,
-    )
+    classes = {
+        name: CommitClass(
+            mean=round(of.mean, 4),
+            sd=round(of.sd, 4),
+            blocks=of.blocks,
+            points=[(at.gamma, at.steps_per_block) for at in operating if at.class_ == name],
+        )
+        for name, of in law.classes.items()
+    }
     tables = {16: law.commit_tables(BLOCK_SIZE, 16)}
     parameters = {name: round(getattr(law, name), 4) for name in PARAMETERS}
     forwards = sum(len(sizes) for prompt in seen.prompts for sizes in prompt.blocks)
@@ -174,15 +180,16 @@ def profile(x: np.ndarray, seen: Observations, folder: Path) -> Profile:
             model="nvidia/Nemotron-Labs-TwoTower-30B-A3B-Base-BF16",
             date="2026-11",
             notes=[
-                "math and code were measured at gamma 0.8, T 16 only; elsewhere they shift as mixed does",
+                "math and code were measured at gamma 0.8, T 16 only; elsewhere they would shift as mixed does",
+                "mixed was measured on the first 128 tokens of answers, math and code on 256",
                 "math prompts ran past their answers, so their late blocks are easier than an answer's",
                 "experts were counted on three math prompts: lower bounds for a mixed batch",
             ],
         ),
         commits=CommitFigures(
             **parameters,
-            classes={k: CommitClass(mean=round(m, 4), sd=round(sd, 4)) for k, (m, sd) in law.classes.items()},
-            hull=hull,
+            block_size=BLOCK_SIZE,
+            classes=classes,
             fit={f"log-likelihood of {forwards} steps": round(log_likelihood(law, seen.prompts, tables), 2)}
             | {f"NFE error, {key}": round(value, 4) for key, value in errors(law, operating).items()},
         ),

@@ -19,8 +19,8 @@ def shipped() -> np.ndarray:
     law = load_profile(OBSERVED).commits.figures()
     values = [getattr(law, name) for name in PARAMETERS]
     classes = [law.classes[name] for name in CLASSES]
-    means, sds = ([class_[i] for class_ in classes] for i in (0, 1))
-    return np.array([*means, *np.log(sds), *values[:5], *np.log(values[5:])])
+    sds = np.log([of.sd for of in classes])
+    return np.array([*(of.mean for of in classes), *sds, *values[:5], *np.log(values[5:])])
 
 
 def test_what_was_measured(seen):

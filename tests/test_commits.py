@@ -1,7 +1,5 @@
 """The commit law: distributions against brute force, the decoding rule in every draw, keyed luck."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,7 +59,8 @@ def test_steps_and_sizes_follow_the_chain():
     means = FIGURES.level_means("mixed", 0.8, 16)
     weights = FIGURES.level_weights(means)
     tables = FIGURES.commit_tables(16, 16)
-    difficulty, block = rng.integers(0, 16, number), np.tile(np.arange(16), number // 16)
+    block = np.minimum(np.tile(np.arange(16), number // 16), weights.shape[1] - 1)
+    difficulty = rng.integers(0, 16, number)
     levels = (rng.random((number, 1)) > np.cumsum(weights[difficulty, block], axis=1)).sum(axis=1)
     levels = np.minimum(levels, len(LEVELS) - 1)
     masked, taken, first = np.full(number, 16), np.zeros(number, int), None
@@ -136,8 +135,22 @@ def test_figures_need_every_parameter():
         Figures(gamma=1.0)
 
 
-def test_the_profile_reaches_the_simulator_unrounded():
-    profile = load_profile(OBSERVED)
-    assert profile.provenance.kind == "observed"
-    assert profile.commits.hull.gamma == (0.5, 0.95)
-    assert load_profile(OBSERVED, Path("nowhere")) == profile
+def test_where_each_class_was_measured():
+    """Between measured points, and no further: mixed over gamma and T, math and code at one point."""
+    classes = load_profile(OBSERVED).commits.classes
+    mixed = classes["mixed"]
+    assert all(mixed.covers(gamma, steps) for gamma, steps in [(0.5, 16), (0.95, 4), (0.7, 4), (0.65, 6), (0.8, 12)])
+    assert not any(
+        mixed.covers(gamma, steps) for gamma, steps in [(0.49, 16), (0.96, 8), (0.6, 4), (0.8, 3), (0.8, 17)]
+    )
+    for name in ("math", "code"):
+        assert classes[name].covers(0.8, 16)
+        assert not any(classes[name].covers(gamma, steps) for gamma, steps in [(0.7, 16), (0.8, 8)])
+
+
+def test_blocks_beyond_the_measured_ones_are_as_hard_as_the_last_of_them():
+    steps = drawn(law(), requests=6000, blocks=20)[0].reshape(6000, 20).mean(axis=0)
+    measured = FIGURES.classes["mixed"].blocks
+    assert measured == 8
+    assert steps[:measured].tolist() == sorted(steps[:measured], reverse=True)
+    assert steps[measured:].tolist() == pytest.approx([steps[measured - 1]] * 12, rel=0.04)

@@ -7,10 +7,10 @@ positions committed,
     level   = mean[class] + sd[class] z_request + block_sd z_block
               + block log(1 + b) - gamma logit(gamma) + steps log(16 / T)
 
-for the request's difficulty z_request and the block's z_block (standard normal) and the block's index b
-(constant from the last index that was measured). The number that passes among r masked positions is
-beta-binomial around p, since confident positions come in runs. The decoder's rule then commits
-max(1, passing), at least ceil(r / (T - k)) at step k, and everything at the last step (arXiv 2606.26493).
+for the request's difficulty z_request and the block's z_block (standard normal) and the block's index b, up to the
+last index that was measured for the class: blocks beyond it are taken to be as hard as it. The number that passes
+among r masked positions is beta-binomial around p, since confident positions come in runs. The decoder's rule then
+commits max(1, passing), at least ceil(r / (T - k)) at step k, and everything at the last step (arXiv 2606.26493).
 
 Levels are kept on a grid and difficulties in equally likely classes, so that everything below is a finite
 Markov chain: the distribution of a block's steps is exact, and a run needs one uniform a block. The sizes of
@@ -34,8 +34,17 @@ _phi = np.vectorize(lambda z: 0.5 * (1 + erf(z / 2**0.5)), otypes=[float])
 
 
 @dataclass(frozen=True)
+class Difficulty:
+    """A class of requests: how hard they are, how much they differ, how many block indices were measured."""
+
+    mean: float
+    sd: float
+    blocks: int
+
+
+@dataclass(frozen=True)
 class Figures:
-    """The law's parameters, as named in the module's text; ``blocks`` is the number of block indices measured."""
+    """The law's parameters, as named in the module's text."""
 
     gamma: float
     committed: float
@@ -44,14 +53,13 @@ class Figures:
     block: float
     block_sd: float
     concentration: float
-    blocks: int
-    classes: dict[str, tuple[float, float]]  # name: (mean, sd)
+    classes: dict[str, "Difficulty"]
 
     def level_means(self, class_: str, gamma: float, steps: int) -> np.ndarray:
-        """Mean level by difficulty class and block index: (16, blocks)."""
-        mean, sd = self.classes[class_]
+        """Mean level by the request's difficulty and the block's index: (16, blocks)."""
+        of = self.classes[class_]
         shift = self.steps * log(REFERENCE_STEPS / steps) - self.gamma * log(gamma / (1 - gamma))
-        return (mean + sd * DIFFICULTIES)[:, None] + self.block * np.log1p(np.arange(self.blocks)) + shift
+        return (of.mean + of.sd * DIFFICULTIES)[:, None] + self.block * np.log1p(np.arange(of.blocks)) + shift
 
     def level_weights(self, means: np.ndarray) -> np.ndarray:
         """Probability of each level around ``means`` (any shape): (…, levels)."""
@@ -119,7 +127,7 @@ class FittedCommits:
 
     def __init__(self, figures: Figures, class_: str, gamma: float, block_size: int, steps_per_block: int) -> None:
         self.block_size = block_size
-        self._blocks, self._steps = figures.blocks, steps_per_block
+        self._blocks, self._steps = figures.classes[class_].blocks, steps_per_block
         self._tables = figures.commit_tables(block_size, steps_per_block)
         self._ahead = steps_ahead(self._tables)
         means = figures.level_means(class_, gamma, steps_per_block)

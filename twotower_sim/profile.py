@@ -3,7 +3,7 @@
 ``calibrate`` writes it, the simulator reads it. Version 1 holds, each optional but ``provenance``:
 
 - ``provenance``: what was measured, by whom, on what; ``kind`` is "measured" or "observed" (public figures);
-- ``commits``: the figures of the law in ``commits.py``, the hull they were fitted in, and how well they fit;
+- ``commits``: the figures of the law in ``commits.py``, where each class was measured, and how well they fit;
 - ``routing``: distinct experts touched, over tokens of one text and over single tokens of different ones.
 """
 
@@ -13,9 +13,10 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
-from twotower_sim.commits import Figures
+from twotower_sim.commits import Difficulty, Figures
 from twotower_sim.errors import InputError
 from twotower_sim.preset import preset_path
 
@@ -36,17 +37,21 @@ class Provenance(_Part):
 
 
 class CommitClass(_Part):
+    """A class of requests, and where it was measured: points of (gamma, T), and the first ``blocks`` of an answer."""
+
     mean: float
     sd: PositiveFloat
+    blocks: PositiveInt
+    points: list[tuple[float, PositiveInt]] = Field(min_length=1)
 
-
-class CommitHull(_Part):
-    """Where the figures were fitted; bounds are inclusive."""
-
-    gamma: tuple[float, float]
-    steps_per_block: tuple[int, int]
-    block_size: PositiveInt
-    blocks: PositiveInt  # block indices 0 … blocks - 1
+    def covers(self, gamma: float, steps: int) -> bool:
+        """Whether a point lies between measured ones: T between theirs, gamma between the bounds at that T."""
+        bounds: dict[int, list[float]] = {}
+        for measured, at in self.points:
+            bounds.setdefault(at, []).append(measured)
+        known = sorted(bounds)
+        low, high = (np.interp(steps, known, [edge(bounds[at]) for at in known]) for edge in (min, max))
+        return bool(known[0] <= steps <= known[-1] and low <= gamma <= high)
 
 
 class CommitFigures(_Part):
@@ -57,14 +62,14 @@ class CommitFigures(_Part):
     block: float
     block_sd: PositiveFloat
     concentration: PositiveFloat
+    block_size: PositiveInt
     classes: dict[str, CommitClass]
-    hull: CommitHull
     fit: dict[str, float] = {}  # relative error of the mean NFE by configuration, log-likelihood, …
 
     def figures(self) -> Figures:
-        plain = self.model_dump(exclude={"classes", "hull", "fit"})
-        classes = {name: (class_.mean, class_.sd) for name, class_ in self.classes.items()}
-        return Figures(classes=classes, blocks=self.hull.blocks, **plain)
+        plain = self.model_dump(exclude={"classes", "block_size", "fit"})
+        classes = {name: Difficulty(of.mean, of.sd, of.blocks) for name, of in self.classes.items()}
+        return Figures(classes=classes, **plain)
 
 
 class RoutingFigures(_Part):
@@ -79,7 +84,7 @@ class Profile(_Part):
     version: Literal[1] = 1
     provenance: Provenance
     commits: CommitFigures | None = None
-    routing: RoutingFigures | None = Field(None)
+    routing: RoutingFigures | None = None
 
 
 def load_profile(profile: str, base: Path = Path()) -> Profile:
