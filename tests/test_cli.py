@@ -110,7 +110,7 @@ QUICK = "scenarios/quickstart.yaml"
         (["run", QUICK, "--set", "model=nemotron-3-nano-30b-a3b"], "has one tower; decoding.kind two_tower needs two"),
         (["run", QUICK, "--set", "deployment.placement.kind=colocated"], "both towers of nemotron-twotower-30b-a3b need"),
         (["run", QUICK, "--set", "deployment.placement.link=x"], "link: found 'x'; h100-sxm has nvlink, pcie, network"),
-        (["run", QUICK, "--set", "decoding.gamma=0.99"], "decoding.gamma: found 0.99; commits were measured at 0.5 to 0.95"),
+        (["run", QUICK, "--set", "decoding.gamma=0.99"], "decoding.gamma 0.99 with steps_per_block 16: class mixed was measured at (gamma, steps) (0.5, 8),"),
         (["run", QUICK, "--set", "decoding.block_size=32"], "decoding.block_size: found 32; commits were measured at 16"),
         (["run", QUICK, "--set", "commits.kind=profile", "--set", "commits.path=no.json"], "not a profile"),
         (["run", QUICK, "--set", "commits.kind=constant", "--set", "commits.tokens_per_step=0.5"], "tokens_per_step: found 0.5"),

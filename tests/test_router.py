@@ -15,7 +15,7 @@ def replicas(*load):
 
 
 def chosen(router, fleet, requests=1, seed=0):
-    return [ROUTERS[router](request, fleet, seed) for request in range(requests)]
+    return [ROUTERS[router](request, request, fleet, seed) for request in range(requests)]
 
 
 def test_round_robin_takes_turns():
@@ -77,7 +77,7 @@ def test_routers_see_no_future(router):
 
 def test_looking_at_the_load_beats_chance():
     def wait(router):
-        workload = synthetic(requests=5000, rate_rps=36, output_tokens=120)
+        workload = synthetic(requests=5000, rate_rps=30, output_tokens=120)
         _, results = run_of(
             workload=workload, deployment={"replicas": 4}, router={"kind": router}, latency=AFFINE,
             scheduler={"max_num_seqs": 8},

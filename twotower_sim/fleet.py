@@ -65,7 +65,7 @@ class Fleet:
         self._sequence, self._arrived, self._live = sequence, arrived, live
         self._bells: list[Event | None] = []  # of replicas that idle
         self._waiting: dict[int, Event] = {}  # completions that somebody waits for
-        self._completed = 0
+        self._routed = self._completed = 0
 
     def add(self, replica: Replica) -> None:
         self.replicas.append(replica)
@@ -79,7 +79,8 @@ class Fleet:
         if not self._blind:
             for replica in self.replicas:
                 replica.settle(now)
-        index = self._route(request, self.replicas, self._seed)
+        index = self._route(request, self._routed, self.replicas, self._seed)
+        self._routed += 1
         self._arrived(request, now)
         self.replicas[index].submit(self._sequence(request), now)
         if (bell := self._bells[index]) is not None:

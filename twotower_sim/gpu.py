@@ -47,11 +47,11 @@ class Gpu(BaseModel):
     memory_mib: PositiveInt  # as the driver reports it
     memory_bandwidth_gb_per_s: PositiveFloat
     bf16_tflops: PositiveFloat  # dense
-    links: dict[str, Link]  # by name: nvlink, pcie, network
+    links: dict[str, Link] = Field(min_length=1)  # by name: nvlink, pcie, network
     price_usd_per_hour: float | None = Field(ge=0)
     power_w: PositiveFloat
     efficiency: Efficiency
-    sources: dict[str, str]
+    sources: dict[str, str] = {}
 
     @property
     def memory_bytes(self) -> int:

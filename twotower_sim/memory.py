@@ -77,7 +77,7 @@ def plan_memory(
         )
     else:
         sides = (Side("both" if two_tower else "context", capacity, context + denoiser, activations + logits),)
-    kv_block_bytes = kv_block_tokens * tower.kv_bytes_per_token // min(tensor_parallel, tower.kv_heads)
+    kv_block_bytes = kv_block_tokens * tower.kv_bytes_per_token // tower.kv_shards(tensor_parallel)
     state_bytes = tower.state_bytes // tensor_parallel
     free = min(side.free for side in sides)
     given = kv_blocks is not None and state_slots is not None

@@ -45,6 +45,8 @@ class Tower:
     dtype: str
     state_dtype: str  # of the SSM state kept between passes
     max_positions: int
+    tied: bool = False  # embedding and head are one matrix
+    notes: tuple[str, ...] = ()  # what of the source is taken otherwise than it says
 
     # ------------------------------------------------------------------ widths
 
@@ -98,11 +100,11 @@ class Tower:
 
     @property
     def params(self) -> int:
-        """All parameters of one tower, embedding and untied head included."""
+        """All parameters of one tower, embedding and head included."""
         moe = self.moe_dense_params + self.experts * self.expert_params
         stack = self.layers("M") * self.mamba_params + self.layers("*") * self.attention_params
         stack += self.layers("E") * moe + self.layers("-") * self.mlp_params
-        return stack + 2 * self.head_params + self.hidden
+        return stack + (1 if self.tied else 2) * self.head_params + self.hidden
 
     @property
     def active_params(self) -> int:
@@ -134,6 +136,25 @@ class Tower:
         ssm = self.inner * self.state * DTYPE_BYTES[self.state_dtype]
         conv = self.conv_channels * (self.conv_width - 1) * self.dtype_bytes
         return self.layers("M") * (ssm + conv)
+
+    def kv_shards(self, tensor_parallel: int) -> int:
+        """Into how many parts the KV cache is divided; beyond the KV heads, GPUs hold copies."""
+        return min(tensor_parallel, self.kv_heads)
+
+    def check_parallel(self, tensor_parallel: int) -> None:
+        """Raise InputError unless every dimension that is divided among GPUs can be."""
+        divided = {
+            "num_attention_heads": self.heads,
+            "mamba_num_heads": self.mamba_heads,
+            "n_groups": self.groups,
+            "moe_intermediate_size": self.expert_width,
+            "moe_shared_expert_intermediate_size": self.shared_width,
+            "vocab_size": self.vocab,
+        }
+        for key, size in divided.items():
+            if size % tensor_parallel:
+                found = f"deployment.tensor_parallel: found {tensor_parallel}"
+                raise InputError(f"{found}; {key} of {self.name} is {size}, no multiple of it")
 
 
 _FIELDS = {
@@ -175,10 +196,17 @@ def tower_from_config(config: dict[str, Any], name: str, where: str, state_dtype
     for key, value in (("torch_dtype", dtype), ("mamba_ssm_cache_dtype", state)):
         if value not in DTYPE_BYTES:
             raise InputError(f"{where}: {key} is {value!r}; allowed: {', '.join(DTYPE_BYTES)}")
+    notes = []
+    if config.get("quantization_config"):
+        notes.append(f"{where}: quantization_config is ignored; weights are taken as {dtype}")
+    if "towers" not in config:
+        notes.append(f"{where}: does not say how many towers it has; two towers are taken to have its dimensions each")
     latent = config.get("moe_latent_size")
     if latent is not None and (not isinstance(latent, int) or latent < 1):
         raise InputError(f"{where}: moe_latent_size is {latent!r}; expected a positive integer")
-    return Tower(name, config.get("towers"), pattern=pattern, dtype=dtype, state_dtype=state, latent=latent, **dims)
+    tied = bool(config.get("tie_word_embeddings"))
+    layout = {"pattern": pattern, "dtype": dtype, "state_dtype": state, "latent": latent, "tied": tied}
+    return Tower(name, config.get("towers"), **layout, notes=tuple(notes), **dims)
 
 
 def load_tower(model: str, base: Path, state_dtype: str | None = None) -> Tower:

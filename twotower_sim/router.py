@@ -18,29 +18,29 @@ class Replica(Protocol):
     def outstanding_tokens(self) -> int: ...
 
 
-Router = Callable[[int, Sequence[Replica], int], int]
-"""(request id, replicas, seed) to the index of a replica. Ties go to the first."""
+Router = Callable[[int, int, Sequence[Replica], int], int]
+"""(request id, how many were routed before it, replicas, seed) to the index of a replica. Ties go to the first."""
 
 
-def round_robin(request: int, replicas: Sequence[Replica], seed: int) -> int:
-    return request % len(replicas)
+def round_robin(request: int, turn: int, replicas: Sequence[Replica], seed: int) -> int:
+    return turn % len(replicas)
 
 
-def random(request: int, replicas: Sequence[Replica], seed: int) -> int:
+def random(request: int, turn: int, replicas: Sequence[Replica], seed: int) -> int:
     return int(uniform_one(seed, "router", request, 0) * len(replicas))
 
 
-def least_outstanding_requests(request: int, replicas: Sequence[Replica], seed: int) -> int:
+def least_outstanding_requests(request: int, turn: int, replicas: Sequence[Replica], seed: int) -> int:
     return min(range(len(replicas)), key=lambda i: replicas[i].outstanding_requests)
 
 
-def least_outstanding_tokens(request: int, replicas: Sequence[Replica], seed: int) -> int:
+def least_outstanding_tokens(request: int, turn: int, replicas: Sequence[Replica], seed: int) -> int:
     return min(range(len(replicas)), key=lambda i: replicas[i].outstanding_tokens)
 
 
-def power_of_two(request: int, replicas: Sequence[Replica], seed: int) -> int:
+def power_of_two(request: int, turn: int, replicas: Sequence[Replica], seed: int) -> int:
     """The less loaded of two replicas drawn at random (Mitzenmacher, 2001)."""
-    first = random(request, replicas, seed)
+    first = random(request, turn, replicas, seed)
     if len(replicas) == 1:
         return first
     second = int(uniform_one(seed, "router", request, 1) * (len(replicas) - 1))

@@ -5,18 +5,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from twotower_sim.requests import MOST_TOKENS
 from twotower_sim.yaml_file import read_document
+
+Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
+Rate = Annotated[float, Field(ge=1e-6, le=1e9)]  # per second
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Milliseconds = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Section(BaseModel):
@@ -28,16 +26,16 @@ class Section(BaseModel):
 
 class ConstantLength(Section):
     kind: Literal["constant"]
-    value: PositiveInt
+    value: Tokens
 
 
 class LognormalLength(Section):
     """Rounded to whole tokens, at least 1; ``max`` cuts the tail."""
 
     kind: Literal["lognormal"]
-    mean: PositiveFloat
-    cv: PositiveFloat
-    max: PositiveInt | None = None
+    mean: float = Field(gt=0, le=MOST_TOKENS)
+    cv: float = Field(gt=0, le=100)
+    max: Tokens | None = None
 
 
 Length = Annotated[ConstantLength | LognormalLength, Field(discriminator="kind")]
@@ -45,20 +43,20 @@ Length = Annotated[ConstantLength | LognormalLength, Field(discriminator="kind")
 
 class PoissonArrivals(Section):
     kind: Literal["poisson"]
-    rate_rps: PositiveFloat
+    rate_rps: Rate
 
 
 class GammaArrivals(Section):
     """Gaps from a gamma distribution: bursty above cv 1, Poisson at 1, regular below."""
 
     kind: Literal["gamma"]
-    rate_rps: PositiveFloat
-    cv: PositiveFloat
+    rate_rps: Rate
+    cv: float = Field(gt=0, le=100)
 
 
 class ConstantArrivals(Section):
     kind: Literal["constant"]
-    rate_rps: PositiveFloat
+    rate_rps: Rate
 
 
 Arrivals = Annotated[PoissonArrivals | GammaArrivals | ConstantArrivals, Field(discriminator="kind")]
@@ -68,9 +66,9 @@ class TraceWorkload(Section):
     kind: Literal["trace"]
     path: str
     format: Literal["auto", "mooncake", "azure"] = "auto"
-    limit: PositiveInt | None = None
-    window_s: tuple[NonNegativeFloat, PositiveFloat] | None = None
-    rate_scale: PositiveFloat = 1.0
+    limit: Count | None = None
+    window_s: tuple[Seconds, Seconds] | None = None
+    rate_scale: float = Field(default=1.0, ge=1e-6, le=1e6)
     spread_quantised: bool = True
 
     @model_validator(mode="after")
@@ -82,7 +80,7 @@ class TraceWorkload(Section):
 
 class SyntheticWorkload(Section):
     kind: Literal["synthetic"]
-    requests: PositiveInt
+    requests: Count
     arrivals: Arrivals
     input_tokens: Length
     output_tokens: Length
@@ -92,9 +90,9 @@ class ClosedLoopWorkload(Section):
     """``concurrency`` users, each sends its next request ``think_time_s`` after its last one finished."""
 
     kind: Literal["closed_loop"]
-    requests: PositiveInt
-    concurrency: PositiveInt
-    think_time_s: NonNegativeFloat = 0.0
+    requests: Count
+    concurrency: Count
+    think_time_s: Seconds = 0.0
     input_tokens: Length
     output_tokens: Length
 
@@ -108,8 +106,8 @@ Workload = Annotated[TraceWorkload | SyntheticWorkload | ClosedLoopWorkload, Fie
 class TwoTower(Section):
     kind: Literal["two_tower"]
     gamma: float = Field(default=0.8, gt=0, lt=1)
-    block_size: PositiveInt = 16
-    steps_per_block: PositiveInt = 16
+    block_size: int = Field(default=16, ge=1, le=1024)
+    steps_per_block: int = Field(default=16, ge=1, le=1024)
 
     @property
     def most_steps(self) -> int:
@@ -145,24 +143,24 @@ Placement = Annotated[Colocated | Split, Field(discriminator="kind")]
 
 class Deployment(Section):
     gpu: str = "h100-sxm"
-    replicas: PositiveInt = 1
+    replicas: int = Field(default=1, ge=1, le=10_000)
     placement: Placement = Split(kind="split")
-    tensor_parallel: PositiveInt = 1
+    tensor_parallel: int = Field(default=1, ge=1, le=1024)
 
 
 class Scheduler(Section):
     policy: Literal["fdfo"] = "fdfo"
-    max_num_seqs: PositiveInt = 128
-    max_num_batched_tokens: PositiveInt = 8192
+    max_num_seqs: int = Field(default=128, ge=1, le=16_384)
+    max_num_batched_tokens: int = Field(default=8192, ge=1, le=1_048_576)
     chunked_prefill: bool = True
     prefill: Literal["mixed", "first"] = "mixed"
     admission: Literal["fcfs", "shortest_prompt"] = "fcfs"
-    host_overhead_ms: NonNegativeFloat = 0.0
+    host_overhead_ms: Milliseconds = 0.0
 
 
 class Memory(Section):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    kv_block_tokens: PositiveInt = 16
+    kv_block_tokens: Tokens = 16
     kv_blocks: PositiveInt | None = None
     state_slots: PositiveInt | None = None
     state_dtype: Literal["float32", "bfloat16"] | None = None
@@ -185,14 +183,14 @@ class RooflineLatency(Section):
 
 
 class PrefillCost(Section):
-    base_ms: NonNegativeFloat = 0.0
-    per_new_token_ms: NonNegativeFloat = 0.0
+    base_ms: Milliseconds = 0.0
+    per_new_token_ms: Milliseconds = 0.0
 
 
 class PassCost(Section):
-    base_ms: NonNegativeFloat = 0.0
-    per_seq_ms: NonNegativeFloat = 0.0
-    per_context_token_ms: NonNegativeFloat = 0.0
+    base_ms: Milliseconds = 0.0
+    per_seq_ms: Milliseconds = 0.0
+    per_context_token_ms: Milliseconds = 0.0
 
 
 class AffineLatency(Section):
@@ -224,7 +222,7 @@ class ProfileCommits(Section):
 
 class ConstantCommits(Section):
     kind: Literal["constant"]
-    tokens_per_step: float = Field(ge=1)
+    tokens_per_step: float = Field(ge=1, le=1024)
 
 
 Commits = Annotated[ObservedCommits | ProfileCommits | ConstantCommits, Field(discriminator="kind")]
@@ -243,7 +241,7 @@ class Slo(Section):
 
 
 class Scenario(Section):
-    name: str = Field(default="", pattern=r"^[\w.-]*$")
+    name: str = Field(default="", max_length=100, pattern=r"^(\w[\w.-]*)?$")
     seed: NonNegativeInt = 0
     workload: Workload
     model: str = "nemotron-twotower-30b-a3b"

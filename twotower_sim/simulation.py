@@ -19,7 +19,7 @@ from twotower_sim.latency import Latency
 from twotower_sim.memory import MemoryPlan, plan_memory
 from twotower_sim.model import Tower, load_tower
 from twotower_sim.plan import BlockPlans
-from twotower_sim.profile import CommitHull, load_profile
+from twotower_sim.profile import CommitClass, load_profile
 from twotower_sim.records import Records
 from twotower_sim.requests import Requests
 from twotower_sim.roofline import Deployment, autoregressive_roofline, two_tower_roofline
@@ -27,6 +27,8 @@ from twotower_sim.routing import INDEPENDENT, observed_routing
 from twotower_sim.schedule import BlockSchedule, Schedule, Sequence, TokenSchedule
 
 OBSERVED = "observed-h100"
+TWO_TOWER = "nemotron-twotower-30b-a3b"
+MOST_FITTED = 64  # block size up to which the commit law is tabulated
 
 Observer = Callable[[int, Round], None]
 
@@ -57,6 +59,8 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
     decoding, hardware, scheduler = scenario.decoding, scenario.deployment, scenario.scheduler
     two_tower = isinstance(decoding, ask.TwoTower)
     tower = load_tower(scenario.model, base, scenario.memory.state_dtype)
+    tower.check_parallel(hardware.tensor_parallel)
+    warnings += tower.notes
     if two_tower and tower.towers == 1:
         raise InputError(
             f"model {scenario.model} has one tower; decoding.kind two_tower needs two, as in nemotron-twotower-30b-a3b"
@@ -81,16 +85,16 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
         warnings.append(f"memory is taken as given, though {memory.overcommitted}")
     requests, note = _workload(scenario, base)
     warnings += note
-    latency, provenance = _latency(scenario, tower, gpu, base, warnings)
+    latency, provenance = _latency(scenario, tower, gpu, warnings)
     schedule: Schedule = TokenSchedule(scenario.memory.kv_block_tokens)
     plans = None
     if isinstance(decoding, ask.TwoTower):
         schedule = BlockSchedule(scenario.memory.kv_block_tokens, decoding.block_size, decoding.most_steps)
-        law, provenance["commits"] = _commits(scenario, base, warnings)
+        law, provenance["commits"] = _commits(scenario, base, requests.output_tokens, warnings)
         plans = BlockPlans(law, scenario.seed, requests.output_tokens)
-    rejected = _oversized(scenario, requests, schedule, memory)
+    rejected = _oversized(scenario, tower, requests, schedule, memory)
     gpus = hardware.replicas * hardware.tensor_parallel * (2 if split else 1)
-    provenance["gpu"] = f"{gpu.name}: figures and their sources in the GPU file"
+    provenance["gpu"] = f"{gpu.name}: efficiency {gpu.sources.get('efficiency', 'of unstated source')}"
     provenance["model"] = f"{tower.name}: bytes and FLOPs computed from its dimensions"
     return Run(
         scenario, tower, gpu, gpus, memory, latency, requests, schedule, plans, rejected, provenance, warnings
@@ -133,11 +137,14 @@ def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int]
         )
         run.engines.append(engine)
         fleet.add(engine)
-    if isinstance(scenario.workload, ask.ClosedLoopWorkload):
-        think_ns = round(scenario.workload.think_time_s * 1e9)
-        fleet.run_closed(ids, scenario.workload.concurrency, think_ns, progress)
-    else:
-        fleet.run_open(requests, ids, progress)
+    try:
+        if isinstance(scenario.workload, ask.ClosedLoopWorkload):
+            think_ns = round(scenario.workload.think_time_s * 1e9)
+            fleet.run_closed(ids, scenario.workload.concurrency, think_ns, progress)
+        else:
+            fleet.run_open(requests, ids, progress)
+    except OverflowError:
+        raise InputError("the run goes on for more than 146 years; check the units of rates and latencies") from None
     seats = max(engine.seats_peak for engine in run.engines)
     if seats == run.memory.state_slots < scheduler.max_num_seqs:
         run.warnings.append(
@@ -175,9 +182,7 @@ def _workload(scenario: ask.Scenario, base: Path) -> tuple[Requests, list[str]]:
     return Requests(arrivals, *lengths), []
 
 
-def _latency(
-    scenario: ask.Scenario, tower: Tower, gpu: Gpu, base: Path, warnings: list[str]
-) -> tuple[Latency, dict[str, str]]:
+def _latency(scenario: ask.Scenario, tower: Tower, gpu: Gpu, warnings: list[str]) -> tuple[Latency, dict[str, str]]:
     """The latency model, and where its figures are from."""
     latency, scheduler, decoding = scenario.latency, scenario.scheduler, scenario.decoding
     limits = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
@@ -231,7 +236,9 @@ def _link(scenario: ask.Scenario, gpu: Gpu):
     return gpu.links[placement.link]
 
 
-def _commits(scenario: ask.Scenario, base: Path, warnings: list[str]) -> tuple[CommitLaw, str]:
+def _commits(
+    scenario: ask.Scenario, base: Path, output_tokens: np.ndarray, warnings: list[str]
+) -> tuple[CommitLaw, str]:
     """The law of commits at the scenario's operating point, and where its figures are from."""
     commits, decoding = scenario.commits, scenario.decoding
     assert isinstance(decoding, ask.TwoTower)
@@ -248,47 +255,64 @@ def _commits(scenario: ask.Scenario, base: Path, warnings: list[str]) -> tuple[C
         raise InputError(f"{name}: the profile holds no commits")
     if commits.class_ not in figures.classes:
         raise InputError(f"commits.class: found {commits.class_!r}; {name} has {', '.join(figures.classes)}")
-    if outside := _outside(figures.hull, decoding):
+    of = figures.classes[commits.class_]
+    if outside := _outside(figures.block_size, of, commits.class_, decoding):
         if not commits.extrapolate:
-            raise InputError(f"{outside}; set commits.extrapolate to go beyond what was measured")
+            raise InputError(f"{outside}; set commits.extrapolate to go beyond")
         warnings.append(f"commits are extrapolated: {outside}")
+    if beyond := _share_beyond(output_tokens, decoding.block_size, of.blocks):
+        warnings.append(
+            f"{beyond:.0%} of all blocks come after the {of.blocks} of an answer that were measured for class "
+            f"{commits.class_}; they are taken to be as hard as the last of these"
+        )
+    if scenario.model != TWO_TOWER:
+        warnings.append(f"commits were observed on {profile.provenance.model}, not on {scenario.model}")
+    if decoding.block_size > MOST_FITTED:
+        raise InputError(
+            f"decoding.block_size: found {decoding.block_size}; beyond {MOST_FITTED} use commits.kind constant"
+        )
     law = FittedCommits(
         figures.figures(), commits.class_, decoding.gamma, decoding.block_size, decoding.most_steps
     )  # fmt: skip
     return law, f"{profile.provenance.kind}: {profile.provenance.source} ({profile.provenance.device})"
 
 
-def _outside(hull: CommitHull, decoding: ask.TwoTower) -> str:
-    """What of the operating point lies outside the hull of a commit profile; empty if nothing."""
-    checks = (
-        ("gamma", decoding.gamma, *hull.gamma),
-        ("steps_per_block", decoding.steps_per_block, *hull.steps_per_block),
-        ("block_size", decoding.block_size, hull.block_size, hull.block_size),
-    )
-    outside = [
-        f"decoding.{name}: found {value:g}; commits were measured at {low:g}" + (f" to {high:g}" if high > low else "")
-        for name, value, low, high in checks
-        if not low <= value <= high
-    ]
-    return "; ".join(outside)
+def _outside(block_size: int, of: CommitClass, name: str, decoding: ask.TwoTower) -> str:
+    """What of the operating point was not measured for a class of commits; empty if all was."""
+    if decoding.block_size != block_size:
+        return f"decoding.block_size: found {decoding.block_size}; commits were measured at {block_size}"
+    if of.covers(decoding.gamma, decoding.steps_per_block):
+        return ""
+    points = ", ".join(f"({gamma:g}, {steps})" for gamma, steps in of.points)
+    found = f"decoding.gamma {decoding.gamma:g} with steps_per_block {decoding.steps_per_block}"
+    return f"{found}: class {name} was measured at (gamma, steps) {points}, and this lies not between"
 
 
-def _oversized(scenario: ask.Scenario, run_requests: Requests, schedule: Schedule, memory: MemoryPlan) -> np.ndarray:
+def _share_beyond(output_tokens: np.ndarray, block_size: int, measured: int) -> float:
+    blocks = -(-output_tokens // block_size)
+    return float(np.maximum(blocks - measured, 0).sum() / blocks.sum())
+
+
+def _oversized(scenario: ask.Scenario, tower: Tower, requests: Requests, schedule: Schedule, memory: MemoryPlan):
     """Ids of requests that can never run here. Raises InputError unless the scenario rejects them."""
-    peak = schedule.peak_tokens(run_requests.input_tokens, run_requests.output_tokens)
+    peak = schedule.peak_tokens(requests.input_tokens, requests.output_tokens)
     room = memory.kv_blocks * scenario.memory.kv_block_tokens
-    most, why = room, f"the KV cache holds {room} tokens ({memory.kv_blocks} blocks)"
-    if not scenario.scheduler.chunked_prefill and scenario.scheduler.max_num_batched_tokens < most:
-        most = scenario.scheduler.max_num_batched_tokens
-        why = f"without chunked_prefill a round holds {most} tokens (scheduler.max_num_batched_tokens)"
+    limits = [
+        (room, f"the KV cache holds {room} tokens ({memory.kv_blocks} blocks)"),
+        (tower.max_positions, f"{tower.name} has {tower.max_positions} positions (max_position_embeddings)"),
+    ]
+    if not scenario.scheduler.chunked_prefill:
+        budget = scenario.scheduler.max_num_batched_tokens
+        limits.append((budget, f"without chunked_prefill a round holds {budget} tokens (max_num_batched_tokens)"))
+    most, why = min(limits)
     over = np.flatnonzero(peak > most)
     if len(over) and scenario.memory.oversized == "fail":
         first = int(over[0])
         raise InputError(
-            f"request {first} ({run_requests.input_tokens[first]} input, {run_requests.output_tokens[first]} output "
-            f"tokens) needs {peak[first]} tokens at once; {why}. {len(over)} of {len(run_requests)} requests can never "
-            "fit; set memory.oversized to reject to leave them out"
+            f"request {first} ({requests.input_tokens[first]} input, {requests.output_tokens[first]} output tokens) "
+            f"needs {peak[first]} tokens at once; {why}. {len(over)} of {len(requests)} requests can never fit; "
+            "set memory.oversized to reject to leave them out"
         )
-    if len(over) == len(run_requests):
+    if len(over) == len(requests):
         raise InputError(f"no request fits: {why}")
     return over

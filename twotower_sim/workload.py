@@ -10,10 +10,11 @@ import numpy as np
 from twotower_sim.draws import generator, uniform
 from twotower_sim.errors import InputError
 from twotower_sim.readers import read_trace
-from twotower_sim.requests import Requests
+from twotower_sim.requests import MOST_TOKENS, Requests
 
 BUNCHED = 0.1
 """Share of requests with the time stamp of another from which a trace counts as quantised."""
+LATEST_NS = 1 << 62  # 146 years
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def trace(
         if not inside.any():
             raise InputError(f"{path}: no requests in window_s {list(window_s)}; the trace spans {span_s:.3f} s")
         requests, arrival_ns = requests.take(inside), arrival_ns[inside] - round(window_s[0] * 1e9)
-    arrival_ns = np.rint(arrival_ns[:limit] / rate_scale).astype(np.int64) if rate_scale != 1 else arrival_ns[:limit]
+    arrival_ns = _nanoseconds(arrival_ns[:limit] / rate_scale) if rate_scale != 1 else arrival_ns[:limit]
     requests = Requests(arrival_ns, requests.input_tokens[:limit], requests.output_tokens[:limit])
     return Trace(requests, bin_ns / 1e9 if bin_ns else None)
 
@@ -67,18 +68,29 @@ def spread(arrival_ns: np.ndarray, bin_ns: int, seed: int) -> np.ndarray:
 
 def lengths(count: int, seed: int, stream: str, kind: str, **options) -> np.ndarray:
     """Token counts (count,), int64 >= 1, of a kind in LENGTHS."""
-    return LENGTHS[kind](generator(seed, stream), count, **options)
+    drawn = LENGTHS[kind](generator(seed, stream), count, **options)
+    if (longest := drawn.max()) > MOST_TOKENS:
+        raise InputError(f"workload.{stream}_tokens: drew {longest:.3g} tokens; a request has at most {MOST_TOKENS}")
+    return drawn.astype(np.int64)
 
 
 def arrivals(count: int, seed: int, kind: str, rate_rps: float, **options) -> np.ndarray:
     """Arrival times in nanoseconds (count,), int64, of a kind in GAPS at a mean rate."""
     gaps = GAPS[kind](generator(seed, "arrivals"), count, **options)
-    return np.rint(np.cumsum(gaps) * (1e9 / rate_rps)).astype(np.int64)
+    return _nanoseconds(np.cumsum(gaps) * (1e9 / rate_rps))
+
+
+def _nanoseconds(times: np.ndarray) -> np.ndarray:
+    if times[-1] > LATEST_NS:
+        raise InputError(
+            f"workload: the last request would arrive after {times[-1] / 3.15e16:.3g} years; raise the rate"
+        )
+    return np.rint(times).astype(np.int64)
 
 
 def _lognormal(rng: np.random.Generator, count: int, mean: float, cv: float, max: int | None) -> np.ndarray:
     variance = log1p(cv**2)
-    return np.clip(np.rint(rng.lognormal(log(mean) - variance / 2, variance**0.5, count)), 1, max).astype(np.int64)
+    return np.clip(np.rint(rng.lognormal(log(mean) - variance / 2, variance**0.5, count)), 1, max)
 
 
 LENGTHS: dict[str, Callable[..., np.ndarray]] = {
