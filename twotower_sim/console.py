@@ -31,6 +31,8 @@ TITLES = {
     "good_request_fraction": "Good Requests (share)",
 }
 
+PARTS = {"latency": "Latency", "moe_routing": "MoE routing", "commits": "Commits", "gpu": "GPU", "model": "Model"}
+
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """AIPerf's table, then where the time, the memory and the figures went."""
@@ -62,7 +64,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         f"Memory      KV blocks {memory['kv_blocks_peak']:,} of {memory['kv_blocks']:,}, "
         f"Mamba states {memory['state_slots_peak']:,} of {memory['state_slots']:,} at most in use"
     )
-    lines += [f"{key.replace('_', ' ').capitalize():12}{source}" for key, source in summary["provenance"].items()]
+    lines += [f"{PARTS[key]:12}{source}" for key, source in summary["provenance"].items()]
     return lines + [f"Warning     {warning}" for warning in summary["warnings"]]
 
 

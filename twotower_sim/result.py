@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +25,8 @@ REQUEST_COLUMNS = (
     "output_tokens", "replica", "nfe", "blocks", "preemptions",
 )  # fmt: skip
 ROWS = 65536
-_ROW = "%d,%s,%s,%s,%s,%d,%d,%d,%d,%d,%d\n"  # the fastest of Python's ways to format millions
+_ROW = "%d" + ",%d.%09d" * 4 + ",%d" * 6 + "\n"  # the fastest of Python's ways to format millions
+_NEVER = "%d.%09d" % divmod(NOT_YET, 10**9)
 
 
 def summary(run: Run, results: Results) -> dict[str, Any]:
@@ -86,14 +88,10 @@ def write_requests(path: Path, columns: Columns) -> None:
         packed.write(",".join(REQUEST_COLUMNS) + "\n")
         for low in range(0, len(c.arrival_ns), ROWS):
             part = slice(low, low + ROWS)
-            ids = range(low, low + len(c.arrival_ns[part]))
-            rows = zip(ids, *(_seconds(t[part]) for t in times), *(w[part].tolist() for w in whole), strict=True)
-            packed.write("".join([_ROW % row for row in rows]))
+            seconds = [figure.tolist() for time_ns in times for figure in np.divmod(time_ns[part], 10**9)]
+            rows = zip(count(low), *seconds, *(w[part].tolist() for w in whole), strict=False)
+            packed.write("".join([_ROW % row for row in rows]).replace(_NEVER, ""))
         packed.close()
-
-
-def _seconds(times_ns: np.ndarray) -> list[str]:
-    return ["" if ns == NOT_YET else f"{ns // 1_000_000_000}.{ns % 1_000_000_000:09d}" for ns in times_ns.tolist()]
 
 
 class _Gzip:

@@ -186,10 +186,9 @@ class BlockSchedule:
         assert seq.plan is not None
         passes, mask, origin = rings.passes, rings.mask, self._origin(seq)
         start = seq.input_tokens + blocks * self.pass_tokens
-        entry, step = sign * (1 << EXTEND_SHIFT | start), sign * self.pass_tokens
-        for offset in seq.plan[blocks:-1]:
+        entries = count(sign * (1 << EXTEND_SHIFT | start), sign * self.pass_tokens)
+        for offset, entry in zip(seq.plan[blocks:-1], entries, strict=False):
             passes[(origin + offset) & mask] += entry
-            entry += step
         if not self.blocks_per_extend:
             for context, offset in zip(count(start, self.pass_tokens), seq.plan[blocks:-1], strict=False):
                 new = -(-(context + self.pass_tokens) // self.kv_block) - -(-context // self.kv_block)

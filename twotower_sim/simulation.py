@@ -107,7 +107,7 @@ def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int]
     scenario, requests, scheduler = run.scenario, run.requests, run.scenario.scheduler
     closed = isinstance(scenario.workload, ask.ClosedLoopWorkload)
     run.records = Records(len(requests))
-    ids = np.setdiff1d(np.arange(len(requests)), run.rejected)
+    ids = np.delete(np.arange(len(requests)), run.rejected)
     for request in run.rejected.tolist():
         run.records.arrival_ns[request] = int(requests.arrival_ns[request])
     limits = Limits(
