@@ -26,7 +26,7 @@ REQUEST_COLUMNS = (
 )  # fmt: skip
 ROWS = 65536
 _ROW = "%d" + ",%d.%09d" * 4 + ",%d" * 6 + "\n"  # the fastest of Python's ways to format millions
-_NEVER = "%d.%09d" % divmod(NOT_YET, 10**9)
+_NEVER = f"{NOT_YET // 10**9}.{NOT_YET % 10**9:09d}"
 
 
 def summary(run: Run, results: Results) -> dict[str, Any]:
