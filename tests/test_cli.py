@@ -24,9 +24,9 @@ TRACES = {
 }
 
 
-def call(*arguments: str, cwd=ROOT) -> subprocess.CompletedProcess:
+def call(*arguments: str, cwd=ROOT, env=None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "twotower_sim", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
 
 
 def test_help():

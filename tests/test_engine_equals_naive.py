@@ -6,12 +6,16 @@ import random
 import numpy as np
 import pytest
 from naive import NaiveEngine, NaiveSequence
+from profiles import grid
 
 from twotower_sim.admission import ADMISSION
 from twotower_sim.engine import FOREVER_NS, Engine, Limits
+from twotower_sim.errors import InputError
 from twotower_sim.fleet import Fleet
 from twotower_sim.latency import Latency
+from twotower_sim.measured import Hull, autoregressive_measured, two_tower_measured
 from twotower_sim.plan import BlockPlans
+from twotower_sim.profile import AXES, MeasuredLatency
 from twotower_sim.records import Records
 from twotower_sim.requests import Requests
 from twotower_sim.router import ROUTERS
@@ -165,6 +169,63 @@ def test_one_replica(first):
         fast.advance(FOREVER_NS)
         slow.advance(FOREVER_NS)
         assert_equal(case, records, [fast], [slow])
+
+
+class MeasuredCase(Case):
+    """With a latency measured on random grids that often end before what the engine asks for."""
+
+    def _latency(self) -> Latency:
+        rng, seqs = self.rng, self.limits.max_num_seqs
+
+        def axis(first: int, most: int) -> list[int]:
+            return sorted({first, *(rng.randint(first, max(first, most)) for _ in range(3)), max(first + 1, most)})
+
+        points = {
+            "block_size": [self.block_size],
+            "sequences": axis(1, int(seqs * rng.choice([0.7, 1, 1]))),
+            "context": axis(0, int(max(self.inputs) * rng.choice([0.5, 3, 50]))),
+            "tokens": axis(1, int(self.limits.max_num_batched_tokens * rng.choice([0.5, 1, 1, 1]))),
+        }
+        grids = {name: grid(name, points, factor=0.1) for name in AXES}
+        for of in grids.values():  # noise makes times fall here and there
+            of |= {"median_s": [rng.uniform(0.8, 1) * s for s in of["median_s"]], "p20_s": [], "p80_s": []}
+        of = MeasuredLatency.model_validate({"transfer": grids.pop("transfer"), "passes": grids})
+        hull, end = Hull("random", rng.random() < 0.6), (1e-4, seqs, not self.limits.prefill_first)
+        if self.autoregressive:
+            return autoregressive_measured(of, hull, *end)
+        return two_tower_measured(of, hull, self.block_size, rng.random() < 0.5, *end)
+
+
+def finished(case: Case, engine, sequence) -> tuple[str, dict]:
+    """Run to the end: the error that stopped it, and the rounds that were extrapolated."""
+    case.latency.extrapolated.clear()
+    said = ""
+    for request, at in enumerate(case.requests.arrival_ns.tolist()):
+        try:
+            engine.submit(sequence(request), at)
+        except InputError as error:
+            return str(error), {}
+    try:
+        engine.advance(FOREVER_NS)
+    except InputError as error:
+        said = str(error)
+    return said, dict(case.latency.extrapolated)
+
+
+def test_with_a_measured_latency_whose_look_ahead_leaves_what_was_measured():
+    stopped = counted = whole = 0
+    for seed in range(2000, 2100):
+        case = MeasuredCase(seed)
+        records = Records(len(case.inputs))
+        fast, slow = case.engine(0, records), case.naive()
+        outcome = finished(case, fast, case.sequence)
+        assert outcome == finished(case, slow, case.naive_sequence)
+        if not outcome[0]:
+            assert_equal(case, records, [fast], [slow])
+        stopped += bool(outcome[0])
+        counted += bool(outcome[1])
+        whole += outcome == ("", {})
+    assert min(stopped, counted, whole) > 10
 
 
 def test_the_random_cases_are_hard():

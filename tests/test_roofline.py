@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from twotower_sim.errors import InputError
 from twotower_sim.gpu import load_gpu
 from twotower_sim.model import load_tower
 from twotower_sim.preset import names
@@ -200,3 +201,10 @@ def test_faster_gpus_are_faster():
 def test_a_dense_tower_has_no_experts_to_read():
     dense = replace(NANO, pattern="M*" * 10, experts=0, experts_per_token=0)
     assert two_tower(tower=dense).decode(1, 100, 1, 100)[2] < two_tower(tower=NANO).decode(1, 100, 1, 100)[2]
+
+
+def test_a_gpu_that_does_not_say_what_the_roofline_needs():
+    with pytest.raises(InputError, match="gpu h100-sxm states no efficiency; latency.kind roofline needs it"):
+        two_tower(Deployment(H100.model_copy(update={"efficiency": None})))
+    with pytest.raises(InputError, match="gpu h100-sxm states no links"):
+        two_tower(Deployment(H100.model_copy(update={"links": {}}), tensor_parallel=2))

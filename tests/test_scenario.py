@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, run_of, synthetic
+from profiles import measured_profile
 from pydantic import BaseModel
 
 from twotower_sim.errors import InputError
@@ -86,7 +87,7 @@ def test_a_new_kind_starts_its_section_afresh(tmp_path):
         (
             "latency: {kind: rofline}\n",
             [],
-            "latency.kind: found 'rofline'; allowed: roofline, affine (did you mean roofline?)",
+            "latency.kind: found 'rofline'; allowed: roofline, affine, profile (did you mean roofline?)",
         ),
         ("decoding:\n  gama: .5\n", [], "case.yaml:8: decoding.gama: unknown key (did you mean gamma?)"),
         ("decoding: {gamma: 2}\n", [], "case.yaml:7: decoding.gamma: found 2; input should be less than 1"),
@@ -259,6 +260,8 @@ OPTIONS: dict[str, tuple[dict, Any]] = {
     "latency.AffineLatency.prefill.base_ms": ({"latency": COSTS}, 6),
     "latency.AffineLatency.prefill.per_new_token_ms": ({"latency": COSTS}, 0.2),
     "latency.AffineLatency.compose": ({"latency": COSTS}, "max"),
+    "latency.ProfileLatency.path": ({"latency": {"kind": "profile", "path": "measured.json"}}, "slower.json"),
+    "latency.ProfileLatency.extrapolate": ({"latency": {"kind": "profile", "path": "narrow.json"}}, True),
     "commits.ObservedCommits.class": ({}, "math"),
     "commits.ObservedCommits.extrapolate": ({"decoding": {"kind": "two_tower", "gamma": 0.4}}, True),
     "commits.ProfileCommits.path": ({"commits": {"kind": "profile", "path": PROFILE}}, "other.json"),
@@ -298,6 +301,8 @@ def test_every_option_is_listed():
 
 @pytest.mark.parametrize("option", sorted(OPTIONS))
 def test_every_option_does_something(option, tmp_path):
+    for name, changes in {"measured": {}, "slower": {"factor": 2}, "narrow": {"most": 4}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(measured_profile(**changes)))
     sections, value = OPTIONS[option]
     sections = {"workload": BUSY} | sections
     if value == "../nemotron.json":

@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done, 2 bad input, 130 interrupted. Heavy imports wait until they are needed."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 ))  # fmt: skip
 scenario_app = typer.Typer(no_args_is_help=True, help="Check scenario files.")
 app.add_typer(scenario_app, name="scenario")
+profile_app = typer.Typer(no_args_is_help=True, help="Look at profiles: measured latency, commits and routing.")
+app.add_typer(profile_app, name="profile")
 
+ProfileFile = Annotated[str, typer.Argument(metavar="PROFILE", help="A profile file, or the name of a shipped one.")]
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (YAML).")]
 Overrides = Annotated[
     list[str] | None,
@@ -55,6 +59,58 @@ def schema() -> None:
     from twotower_sim.scenario import Scenario
 
     typer.echo(json.dumps(Scenario.model_json_schema(), indent=2))
+
+
+@profile_app.command()
+def show(
+    profile: ProfileFile,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it to this file (.html, .png or .svg).")] = None,
+) -> None:
+    """Print what a profile holds."""
+    from twotower_sim.profile_report import show_profile
+
+    show_profile(profile)
+    if plot:
+        from twotower_sim.profile_plot import plot_profile
+
+        plot_profile(profile, plot)
+
+
+@profile_app.command("check")
+def check_profile_file(profile: ProfileFile) -> None:
+    """Check a profile's form, and print what limits its use: its reach, its noise, its age."""
+    from twotower_sim.profile_report import check_profile
+
+    check_profile(profile)
+
+
+@profile_app.command()
+def compare(first: ProfileFile, second: ProfileFile) -> None:
+    """Print ratios of times at common points, and tokens per step."""
+    from twotower_sim.profile_report import compare_profiles
+
+    compare_profiles(first, second)
+
+
+@profile_app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; packed if it ends in .gz.")],
+    profiles: Annotated[list[str], typer.Argument(metavar="PROFILE...", help="Files, or names of shipped profiles.")],
+) -> None:
+    """Write several profiles as one; what they contradict each other in is an error."""
+    from twotower_sim.profile_merge import merge_profiles
+
+    merge_profiles(out, profiles)
+    print(f"{out}: written")
+
+
+PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASSED_ON)
+def calibrate(context: typer.Context) -> None:
+    """Measure a profile on this machine's device: python -m calibrate, with all arguments."""
+    os.execv(sys.executable, [sys.executable, "-m", "calibrate", *context.args])
 
 
 def main() -> None:

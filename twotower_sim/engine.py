@@ -377,12 +377,17 @@ class Engine:
         return True
 
     def _glide(self, rounds: int, until_ns: int) -> bool:
-        """The next ``rounds`` rounds at most, as one array operation."""
+        """The next ``rounds`` rounds at most, as one array operation: as far as the latency model knows them."""
         at = self.tick & self._rings.mask
         passes, context = self._schedule.ahead(self._rings, at, rounds, self.context, self.decoding)
         denoiser_s, context_s, round_s = self._latency.decode_many(*passes)
+        unknown = np.isnan(round_s)
+        if unknown[0]:  # and likely more: looking ahead again for every round would be dear
+            return self._step(rounds, until_ns)
+        if unknown.any():
+            rounds = int(unknown.argmax())
         clock_ns = np.empty(rounds + 1, np.int64)
-        clock_ns[0], clock_ns[1:] = self.clock_ns, round_s * 1e9 + 0.5
+        clock_ns[0], clock_ns[1:] = self.clock_ns, round_s[:rounds] * 1e9 + 0.5
         np.add.accumulate(clock_ns, out=clock_ns)
         if clock_ns[-1] < self.clock_ns:
             raise OverflowError

@@ -41,16 +41,16 @@ class Efficiency(BaseModel):
 class Gpu(BaseModel):
     """A GPU file. ``sources`` says for every figure where it is from, or that it is assumed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     memory_mib: PositiveInt  # as the driver reports it
     memory_bandwidth_gb_per_s: PositiveFloat
     bf16_tflops: PositiveFloat  # dense
-    links: dict[str, Link] = Field(min_length=1)  # by name: nvlink, pcie, network
-    price_usd_per_hour: float | None = Field(ge=0)
-    power_w: PositiveFloat
-    efficiency: Efficiency
+    links: dict[str, Link] = {}  # by name: nvlink, pcie, network
+    price_usd_per_hour: float | None = Field(default=None, ge=0)
+    power_w: PositiveFloat | None = None
+    efficiency: Efficiency | None = None  # None: what software reaches is not known, as of a measured device
     sources: dict[str, str] = {}
 
     @property
@@ -67,7 +67,16 @@ class Gpu(BaseModel):
 
     @property
     def fastest_link(self) -> Link:
+        if not self.links:
+            raise InputError(f"gpu {self.name} states no links; split towers and deployment.tensor_parallel need one")
         return max(self.links.values(), key=lambda link: link.gb_per_s)
+
+    @property
+    def reached(self) -> Efficiency:
+        """``efficiency``, where a model of time needs it."""
+        if self.efficiency is None:
+            raise InputError(f"gpu {self.name} states no efficiency; latency.kind roofline needs it")
+        return self.efficiency
 
 
 def load_gpu(gpu: str, base: Path) -> Gpu:

@@ -13,8 +13,9 @@ The answer is ``(denoiser_s, context_s, round_s)``: seconds in which the denoise
 context tower compute, and seconds from the round's start to its end, host and transfer included.
 """
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,16 @@ PASS_NAMES = {
 
 @dataclass(frozen=True)
 class Latency:
-    """A model of time. ``decode_many`` must give, element by element, the very floats of ``decode``."""
+    """A model of time. ``decode_many`` must give, element by element, the very floats of ``decode``; where a model does
+    not know, it says NaN (its rounds may never run), and ``decode`` raises or counts in ``extrapolated``."""
 
     decode: Callable[[int, int, int, int], Cost]  # a round without prompts
     decode_many: Callable[..., tuple[Any, Any, Any]]  # the same on int64 arrays (scalars broadcast)
     mixed: Callable[[int, int, int, int, int, int, int, int], Cost]  # a round with prompts
     side_by_side: bool  # the two towers compute at the same time
+    extrapolated: Counter[str] = field(
+        default_factory=Counter
+    )  # rounds by the kind of pass that was beyond measurement
 
     @classmethod
     def of(

@@ -27,7 +27,7 @@ from twotower_sim.errors import InputError
 from twotower_sim.latency import PASS_NAMES
 from twotower_sim.records import NOT_YET
 from twotower_sim.scenario import Slo
-from twotower_sim.simulation import Run
+from twotower_sim.simulation import Run, extrapolated_share
 from twotower_sim.visible import Ticks, block_times, second_tokens, token_gaps
 
 
@@ -219,6 +219,7 @@ def _utilisation(run: Run, segments: np.ndarray, duration_s: float) -> dict[str,
         "gpus": run.gpus,
         "busy": float(np.mean([replica["busy"] for replica in replicas])),
         "share_of_time": _shares(run, duration_s * len(run.engines)),
+        "extrapolated_share": extrapolated_share(run),
         "replicas": replicas,
     }
 
@@ -263,11 +264,12 @@ def _memory(run: Run) -> dict[str, Any]:
 def _cost(run: Run, columns: Columns, done: np.ndarray, duration_s: float) -> dict[str, Any]:
     """GPU hours over the run's duration, at the GPU file's price and power."""
     gpu_hours = run.gpus * duration_s / 3600
-    usd = None if run.gpu.price_usd_per_hour is None else gpu_hours * run.gpu.price_usd_per_hour
+    price, power_w = run.gpu.price_usd_per_hour, run.gpu.power_w
+    usd = None if price is None else gpu_hours * price
     millions = columns.output_tokens[done].sum() / 1e6
     return {
         "gpu_hours": gpu_hours,
         "usd": usd,
         "usd_per_million_output_tokens": None if usd is None else float(usd / millions),
-        "energy_kwh_at_full_power": gpu_hours * run.gpu.power_w / 1e3,
+        "energy_kwh_at_full_power": None if power_w is None else gpu_hours * power_w / 1e3,
     }

@@ -49,8 +49,8 @@ class _Forward:
     def __init__(self, tower: Tower, on: Deployment) -> None:
         self.tower, self.on = tower, on
         gpu, parallel = on.gpu, on.tensor_parallel
-        self.byte_s = 1 / (gpu.memory_bytes_per_s * gpu.efficiency.memory * parallel)
-        self.flop_s = 1 / (gpu.flops * gpu.efficiency.compute * parallel)
+        self.byte_s = 1 / (gpu.memory_bytes_per_s * gpu.reached.memory * parallel)
+        self.flop_s = 1 / (gpu.flops * gpu.reached.compute * parallel)
         self.state_s = tower.state_bytes * self.byte_s  # to read, or to write, one sequence's state
         self.pair_s = 4 * tower.heads * tower.head_dim * tower.layers("*") * self.flop_s
         self.kv_token_s = tower.kv_bytes_per_token * self.byte_s * parallel / tower.kv_shards(parallel)
@@ -89,13 +89,13 @@ class _Forward:
 
     def _gaps_s(self) -> float:
         """What a pass's kernels add to it."""
-        costs = self.on.gpu.efficiency
+        costs = self.on.gpu.reached
         return (self.on.cuda_graphs * costs.graph_launch_us + self.kernels * costs.kernel_gap_us) * 1e-6
 
     @property
     def launch_s(self) -> float:
         """What a pass takes at least: eager launches, one after the other."""
-        return 0.0 if self.on.cuda_graphs else self.kernels * self.on.gpu.efficiency.kernel_launch_us * 1e-6
+        return 0.0 if self.on.cuda_graphs else self.kernels * self.on.gpu.reached.kernel_launch_us * 1e-6
 
     @property
     def kernels(self) -> int:

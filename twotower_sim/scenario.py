@@ -142,7 +142,7 @@ Placement = Annotated[Colocated | Split, Field(discriminator="kind")]
 
 
 class Deployment(Section):
-    gpu: str = "h100-sxm"
+    gpu: str | None = None  # null: the device of the latency's profile, h100-sxm where there is none
     replicas: int = Field(default=1, ge=1, le=10_000)
     placement: Placement = Split(kind="split")
     tensor_parallel: int = Field(default=1, ge=1, le=1024)
@@ -204,7 +204,15 @@ class AffineLatency(Section):
     compose: Literal["sum", "max"] = "sum"
 
 
-Latency = Annotated[RooflineLatency | AffineLatency, Field(discriminator="kind")]
+class ProfileLatency(Section):
+    """Measured by ``calibrate``. ``extrapolate``: go beyond what was measured, and say how often."""
+
+    kind: Literal["profile"]
+    path: str
+    extrapolate: bool = False
+
+
+Latency = Annotated[RooflineLatency | AffineLatency | ProfileLatency, Field(discriminator="kind")]
 
 
 class ObservedCommits(Section):
@@ -215,7 +223,7 @@ class ObservedCommits(Section):
 
 class ProfileCommits(Section):
     kind: Literal["profile"]
-    path: str
+    path: str | None = None  # null: the latency's profile
     class_: str = Field(default="mixed", alias="class")
     extrapolate: bool = False
 
@@ -267,6 +275,13 @@ class Scenario(Section):
                 f"scheduler.max_num_batched_tokens is {scheduler.max_num_batched_tokens}; "
                 f"{scheduler.max_num_seqs} sequences (max_num_seqs) of {self.pass_tokens} tokens a round need {needed}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _commits_are_in_a_profile(self) -> "Scenario":
+        commits = self.commits
+        if isinstance(commits, ProfileCommits) and not commits.path and not isinstance(self.latency, ProfileLatency):
+            raise ValueError("commits.path: is missing; only with latency.kind profile it may be left out")
         return self
 
 

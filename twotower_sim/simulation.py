@@ -16,10 +16,11 @@ from twotower_sim.errors import InputError
 from twotower_sim.fleet import Fleet
 from twotower_sim.gpu import Gpu, load_gpu
 from twotower_sim.latency import Latency
+from twotower_sim.measured import Hull, autoregressive_measured, two_tower_measured
 from twotower_sim.memory import MemoryPlan, plan_memory
 from twotower_sim.model import Tower, load_tower
 from twotower_sim.plan import BlockPlans
-from twotower_sim.profile import CommitClass, load_profile
+from twotower_sim.profile import CommitClass, Profile, Section, load_profile
 from twotower_sim.records import Records
 from twotower_sim.requests import Requests
 from twotower_sim.roofline import Deployment, autoregressive_roofline, two_tower_roofline
@@ -27,7 +28,10 @@ from twotower_sim.routing import INDEPENDENT, observed_routing
 from twotower_sim.schedule import BlockSchedule, Schedule, Sequence, TokenSchedule
 
 OBSERVED = "observed-h100"
-TWO_TOWER = "nemotron-twotower-30b-a3b"
+PUBLISHED = {"nemotron-twotower-30b-a3b": "nvidia/Nemotron-Labs-TwoTower-30B-A3B-Base-BF16"}
+"""Names under which models of the presets are measured."""
+DEFAULT_GPU = "h100-sxm"
+MEMORY_TOLERANCE = 0.05
 MOST_FITTED = 64  # block size up to which the commit law is tabulated
 
 Observer = Callable[[int, Round], None]
@@ -65,7 +69,12 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
         raise InputError(
             f"model {scenario.model} has one tower; decoding.kind two_tower needs two, as in nemotron-twotower-30b-a3b"
         )
-    gpu = load_gpu(hardware.gpu, base)
+    profile = None
+    if isinstance(scenario.latency, ask.ProfileLatency):
+        profile = _load("latency", scenario.latency.path, base, warnings)
+    gpu, name = _gpu(hardware.gpu, base, profile, warnings)
+    hardware = hardware.model_copy(update={"gpu": name})
+    scenario = scenario.model_copy(update={"deployment": hardware})
     split = two_tower and hardware.placement.kind == "split"
     memory = plan_memory(
         tower,
@@ -85,7 +94,7 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
         warnings.append(f"memory is taken as given, though {memory.overcommitted}")
     requests, note = _workload(scenario, base)
     warnings += note
-    latency, provenance = _latency(scenario, tower, gpu, warnings)
+    latency, provenance = _latency(scenario, tower, gpu, profile, warnings)
     schedule: Schedule = TokenSchedule(scenario.memory.kv_block_tokens)
     plans = None
     if isinstance(decoding, ask.TwoTower):
@@ -94,7 +103,8 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
         plans = BlockPlans(law, scenario.seed, requests.output_tokens)
     rejected = _oversized(scenario, tower, requests, schedule, memory)
     gpus = hardware.replicas * hardware.tensor_parallel * (2 if split else 1)
-    provenance["gpu"] = f"{gpu.name}: efficiency {gpu.sources.get('efficiency', 'of unstated source')}"
+    efficiency = f"efficiency {gpu.sources.get('efficiency', 'of unstated source')}"
+    provenance["gpu"] = f"{gpu.name}: {profile.of('device') if profile and gpu is profile.device else efficiency}"
     provenance["model"] = f"{tower.name}: bytes and FLOPs computed from its dimensions"
     return Run(
         scenario, tower, gpu, gpus, memory, latency, requests, schedule, plans, rejected, provenance, warnings
@@ -107,6 +117,7 @@ def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int]
     scenario, requests, scheduler = run.scenario, run.requests, run.scenario.scheduler
     closed = isinstance(scenario.workload, ask.ClosedLoopWorkload)
     run.records = Records(len(requests))
+    run.latency.extrapolated.clear()
     ids = np.delete(np.arange(len(requests)), run.rejected)
     for request in run.rejected.tolist():
         run.records.arrival_ns[request] = int(requests.arrival_ns[request])
@@ -150,7 +161,36 @@ def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int]
         run.warnings.append(
             f"Mamba states in memory ({seats}) bounded the batch, not max_num_seqs {scheduler.max_num_seqs}"
         )
+    if shares := extrapolated_share(run):
+        beyond = ", ".join(f"{name} in {share:.2%} of rounds" for name, share in shares.items())
+        run.warnings.append(f"latency is extrapolated beyond what was measured: {beyond}")
     return run
+
+
+def extrapolated_share(run: Run) -> dict[str, float]:
+    """By kind of pass, the share of rounds in which it was beyond what the latency's profile holds."""
+    rounds = sum(engine.rounds for engine in run.engines)
+    return {name: round(count / rounds, 9) for name, count in sorted(run.latency.extrapolated.items())}
+
+
+def _load(section: Section, name: str, base: Path, warnings: list[str]) -> Profile:
+    profile = load_profile(name, base)
+    if profile.of(section).weights == "random":
+        warnings.append(f"{section} of {name}: with random weights, so its routing and commits are no checkpoint's")
+    return profile
+
+
+def _gpu(asked: str | None, base: Path, profile: Profile | None, warnings: list[str]) -> tuple[Gpu, str]:
+    """The GPU and the name by which a scenario gets it again: that of the latency's profile unless another is asked."""
+    device = profile.device if profile else None
+    if device and asked in (None, device.name):
+        return device, device.name
+    name = asked or DEFAULT_GPU
+    gpu = load_gpu(name, base)
+    if profile:
+        measured = device.name if device else profile.of("latency").device
+        warnings.append(f"latency was measured on {measured}; memory and price are those of {gpu.name}")
+    return gpu, name
 
 
 def _sequences(run: Run) -> Callable[[int], Sequence]:
@@ -182,21 +222,26 @@ def _workload(scenario: ask.Scenario, base: Path) -> tuple[Requests, list[str]]:
     return Requests(arrivals, *lengths), []
 
 
-def _latency(scenario: ask.Scenario, tower: Tower, gpu: Gpu, warnings: list[str]) -> tuple[Latency, dict[str, str]]:
+def _latency(
+    scenario: ask.Scenario, tower: Tower, gpu: Gpu, profile: Profile | None, warnings: list[str]
+) -> tuple[Latency, dict[str, str]]:
     """The latency model, and where its figures are from."""
     latency, scheduler, decoding = scenario.latency, scenario.scheduler, scenario.decoding
     limits = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
     host_s = scheduler.host_overhead_ms / 1e3
     if isinstance(latency, ask.AffineLatency):
         return _affine(latency, decoding, host_s, limits[0]), {"latency": "given: affine costs in the scenario"}
+    if isinstance(latency, ask.ProfileLatency):
+        assert profile is not None
+        return _measured(scenario, latency, profile, tower, warnings), {"latency": str(profile.of("latency"))}
     provenance = {"latency": f"modelled: roofline on {gpu.name}"}
     routing = INDEPENDENT
     if latency.moe_routing == "observed" and tower.experts:
-        profile = load_profile(OBSERVED)
-        figures = profile.routing
+        observed = load_profile(OBSERVED)
+        figures = observed.routing
         assert figures is not None
         routing = observed_routing(figures.model_dump())
-        provenance["moe_routing"] = f"{profile.provenance.kind}: {profile.provenance.source}"
+        provenance["moe_routing"] = f"{observed.provenance.kind}: {observed.provenance.source}"
         if (figures.experts, figures.experts_per_token) != (tower.experts, tower.experts_per_token):
             warnings.append(
                 f"moe_routing observed was counted on {figures.experts_per_token} of {figures.experts} experts "
@@ -225,6 +270,46 @@ def _affine(latency: ask.AffineLatency, decoding: ask.Decoding, host_s: float, m
     return autoregressive_affine(prefill, pass_cost("decode"), *end)
 
 
+def _measured(
+    scenario: ask.Scenario, latency: ask.ProfileLatency, profile: Profile, tower: Tower, warnings: list[str]
+) -> Latency:
+    measured, scheduler, hardware = profile.latency, scenario.scheduler, scenario.deployment
+    if measured is None:
+        raise InputError(f"latency.path {latency.path}: the profile holds no latency")
+    if hardware.tensor_parallel != 1:
+        raise InputError(
+            f"deployment.tensor_parallel: found {hardware.tensor_parallel}; {latency.path} was measured with 1"
+        )
+    warnings += _other_bytes(profile, tower)
+    hull = Hull(latency.path, latency.extrapolate)
+    end = scheduler.host_overhead_ms / 1e3, scheduler.max_num_seqs, scheduler.prefill == "mixed"
+    if not isinstance(scenario.decoding, ask.TwoTower):
+        return autoregressive_measured(measured, hull, *end)
+    split = hardware.placement.kind == "split"
+    if split and measured.transfer is None:
+        placement = profile.of("latency").placement or "without a transfer between towers"
+        raise InputError(f"deployment.placement.kind: found split; {latency.path} was measured {placement}")
+    return two_tower_measured(measured, hull, scenario.decoding.block_size, split, *end)
+
+
+def _other_bytes(profile: Profile, tower: Tower) -> list[str]:
+    """A warning where the measured model does not have the bytes of ``tower``: another one, or another dtype."""
+    expected = {
+        "bytes_per_sequence": tower.state_bytes,
+        "bytes_per_token": tower.kv_bytes_per_token,
+        "weights_bytes": tower.weight_bytes() + tower.weight_bytes(denoiser=True),
+    }
+    memory = profile.latency.memory if profile.latency else None
+    found = {key: getattr(memory, key) for key in expected} if memory else {}
+    differ = [
+        f"{key} {size:,}, not {expected[key]:,}"
+        for key, size in found.items()
+        if abs(size / expected[key] - 1) > MEMORY_TOLERANCE
+    ]
+    measured = f"latency was measured on {profile.of('latency').model}, which differs from {tower.name}"
+    return [f"{measured}: {'; '.join(differ)}"] if differ else []
+
+
 def _link(scenario: ask.Scenario, gpu: Gpu):
     placement = scenario.deployment.placement
     if placement.kind == "colocated":
@@ -232,7 +317,9 @@ def _link(scenario: ask.Scenario, gpu: Gpu):
     if placement.link is None:
         return gpu.fastest_link
     if placement.link not in gpu.links:
-        raise InputError(f"deployment.placement.link: found {placement.link!r}; {gpu.name} has {', '.join(gpu.links)}")
+        raise InputError(
+            f"deployment.placement.link: found {placement.link!r}; {gpu.name} has {', '.join(gpu.links) or 'none'}"
+        )
     return gpu.links[placement.link]
 
 
@@ -248,8 +335,8 @@ def _commits(
         except ValueError as error:
             raise InputError(f"commits.tokens_per_step: {error}") from None
         return constant, "given: constant tokens_per_step in the scenario"
-    name = commits.path if isinstance(commits, ask.ProfileCommits) else OBSERVED
-    profile = load_profile(name, base)
+    name = _commits_profile(scenario)
+    profile = _load("commits", name, base, warnings)
     figures = profile.commits
     if figures is None:
         raise InputError(f"{name}: the profile holds no commits")
@@ -265,8 +352,9 @@ def _commits(
             f"{beyond:.0%} of all blocks come after the {of.blocks} of an answer that were measured for class "
             f"{commits.class_}; they are taken to be as hard as the last of these"
         )
-    if scenario.model != TWO_TOWER:
-        warnings.append(f"commits were observed on {profile.provenance.model}, not on {scenario.model}")
+    source = profile.of("commits")
+    if source.model not in (scenario.model, PUBLISHED.get(scenario.model)):
+        warnings.append(f"commits were {source.kind} on {source.model}, not on {scenario.model}")
     if decoding.block_size > MOST_FITTED:
         raise InputError(
             f"decoding.block_size: found {decoding.block_size}; beyond {MOST_FITTED} use commits.kind constant"
@@ -274,7 +362,14 @@ def _commits(
     law = FittedCommits(
         figures.figures(), commits.class_, decoding.gamma, decoding.block_size, decoding.most_steps
     )  # fmt: skip
-    return law, f"{profile.provenance.kind}: {profile.provenance.source} ({profile.provenance.device})"
+    return law, str(source)
+
+
+def _commits_profile(scenario: ask.Scenario) -> str:
+    if not isinstance(scenario.commits, ask.ProfileCommits):
+        return OBSERVED
+    shared = scenario.latency.path if isinstance(scenario.latency, ask.ProfileLatency) else ""
+    return scenario.commits.path or shared  # the scenario's validator sees to it that there is one
 
 
 def _outside(block_size: int, of: CommitClass, name: str, decoding: ask.TwoTower) -> str:
