@@ -1,0 +1,140 @@
+"""Times of every kind of pass of the decoder, over a grid of shapes.
+
+Repetitions are interleaved: each goes over all points before the next begins, so that a disturbance is spread over many
+points instead of spoiling one. A point that does not fit into memory is skipped and noted.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from calibrate.graphs import Passes
+from calibrate.journal import Journal
+from calibrate.machine import Stopwatch, free_bytes
+from calibrate.model import Segment, TowerCaches, TwoTower
+from calibrate.shapes import Point, Sizes, cache_bytes, context_of, new_tokens
+
+Samples = dict[Point, list[float]]
+Skipped = dict[Point, str]
+WARM_UP = 2
+
+
+class Bench:
+    """Prepares and runs the passes of points that share a context; the cache is filled with noise, not with text."""
+
+    def __init__(self, model: TwoTower, at_context: int, seed: int, graphs: bool) -> None:
+        self.model, self.at_context, self._seed, self._graphs = model, at_context, seed, graphs
+        self.watch = Stopwatch(model.device, model.denoiser_device)
+        self._caches: TowerCaches | None = None
+        self._passes: Passes | None = None
+
+    def room(self, points: list[Point]) -> None:
+        """A cache that holds any of ``points``."""
+        size = self.model.config.block_size
+        tokens = max(context_of(p, self.at_context) + 2 * new_tokens(p, size) for p in points)
+        self._caches = self._passes = None  # give the memory back first
+        self._caches = self.model.cache(max(p.sequences for p in points) + 1, tokens)
+        self._passes = Passes(self.model, self._caches, self._graphs)
+        generator = torch.Generator(self.model.device).manual_seed(self._seed)
+        for cache in {id(c): c for c in (self._caches.context, self._caches.denoiser)}.values():
+            generator = torch.Generator(cache.device).manual_seed(self._seed)
+            for tensor in [*cache.keys.values(), *cache.values.values(), *cache.conv.values(), *cache.ssm.values()]:
+                tensor.normal_(generator=generator)
+
+    def time(self, point: Point) -> float:
+        """Seconds of one pass of the shape of ``point``."""
+        assert self._caches is not None
+        for cache in (self._caches.context, self._caches.denoiser):
+            cache.lengths.fill_(context_of(point, self.at_context))
+        return self.watch(self._work(point))
+
+    def _work(self, point: Point) -> Callable[[], Any]:
+        model, caches, passes = self.model, self._caches, self._passes
+        assert caches is not None
+        assert passes is not None
+        rows, size = torch.arange(point.sequences, device=model.device), model.config.block_size
+        if point.kind == "denoise":
+            ids = self._ids(point.sequences, point.block_size)
+            masked = torch.full((point.sequences,), 0.5)
+            return lambda: passes.denoise(ids, rows, masked)
+        if point.kind == "extend":
+            ids = self._ids(point.sequences, point.block_size)
+            return lambda: passes.extend(ids, rows)
+        if point.kind == "decode":
+            latest = self._ids(point.sequences, 1)[:, 0]
+            return lambda: passes.decode(latest, rows)
+        if point.kind == "transfer":
+            segment = Segment(rows, self._ids(point.sequences, point.tokens))
+            return lambda: caches.update([segment])
+        if point.kind == "prefill":
+            prompts = self._ids(point.sequences, point.tokens)
+            return lambda: model.prefill(list(prompts), range(point.sequences), caches)
+        beside = Segment(rows, self._ids(point.sequences, size if point.kind == "extend+prefill" else 1))
+        prompt = Segment(rows[-1:] + 1, self._ids(1, point.tokens))
+        return lambda: model.context_pass([beside, prompt], caches)
+
+    def _ids(self, *shape: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self._seed)
+        low = self.model.config.mask_token_id + 1
+        return torch.randint(low, self.model.config.vocab_size, shape, generator=generator).to(self.model.device)
+
+
+def measure(
+    bench: Bench, sizes: Sizes, points: Iterable[Point], repetitions: int, journal: Journal, done: Callable[[int], Any]
+) -> tuple[Samples, Skipped]:
+    """Samples of every point, from the journal where it has them. ``done`` hears how many more samples there are."""
+    samples: Samples = {}
+    skipped: Skipped = {}
+    by_context = sorted(points, key=lambda p: (context_of(p, bench.at_context), p.kind, p.values))
+    for _, group in groupby(by_context, key=lambda p: context_of(p, bench.at_context)):
+        todo = []
+        for point in group:
+            known = [journal.get(point.kind, point.values, i) for i in range(repetitions)]
+            samples[point] = [seconds for seconds in known if seconds is not None]
+            if why := journal.get(point.kind, point.values, "skipped"):
+                skipped[point] = why
+            elif len(samples[point]) < repetitions:
+                todo.append(point)
+                continue
+            done(repetitions)
+        _measure_group(bench, sizes, todo, repetitions, journal, done, samples, skipped)
+    return {point: of for point, of in samples.items() if point not in skipped}, skipped
+
+
+def _measure_group(bench, sizes, todo, repetitions, journal, done, samples: Samples, skipped: Skipped) -> None:
+    def skip(point: Point, why: str) -> None:
+        skipped[point] = why
+        journal.add(why, point.kind, point.values, "skipped")
+        todo.remove(point)
+        done(repetitions - len(samples[point]))
+
+    free = min(free_bytes(device) for device in (bench.model.device, bench.model.denoiser_device))
+    for point in list(todo):
+        if (needed := cache_bytes(point, bench.at_context, sizes, bench.model.config.block_size)) > 0.9 * free:
+            skip(point, f"out of memory: the cache takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    if not todo:
+        return
+    bench.room(todo)
+    for repetition in range(-WARM_UP, repetitions):
+        for point in list(todo):
+            if 0 <= repetition < len(samples[point]):
+                continue
+            try:
+                seconds = bench.time(point)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                torch.cuda.empty_cache()
+                skip(point, f"out of memory: {str(error).splitlines()[0]}")
+                continue
+            if repetition >= 0:
+                samples[point].append(seconds)
+                journal.add(seconds, point.kind, point.values, repetition)
+                done(1)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has a class for it; the CPU's allocator only says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

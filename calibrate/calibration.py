@@ -1,0 +1,369 @@
+"""A calibration from its settings to a profile: the composition root of this package."""
+
+import hashlib
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from calibrate import checkpoint, machine
+from calibrate.bench import Bench, Skipped, measure
+from calibrate.commits import Decoding, decode_prompts, fitted, quality, records
+from calibrate.estimate import Estimate
+from calibrate.grids import GridOf, held_out_errors, refined
+from calibrate.journal import Journal
+from calibrate.model import Config, TwoTower
+from calibrate.prompts import Prompt, read_prompts
+from calibrate.shapes import Point, Shapes, Sizes, points
+from calibrate.tiny import FOLDER as TINY
+from calibrate.tokens import tokenizer_of
+from twotower_sim.errors import InputError
+from twotower_sim.gpu import load_gpu
+from twotower_sim.preset import preset_path
+from twotower_sim.profile import (
+    Drift,
+    MeasuredDevice,
+    MeasuredLatency,
+    MeasuredMemory,
+    Profile,
+    Provenance,
+    save_profile,
+)
+from twotower_sim.profile import (
+    Skipped as SkippedPoint,
+)
+
+DEFAULT_SHAPES = {
+    "cuda": Shapes([1, 2, 4, 8, 16, 32, 64, 128], [0, 1024, 4096, 16384, 65536], [16, 128, 512, 2048, 8192], []),
+    "cpu": Shapes([1, 2, 4, 8, 16], [0, 128, 512, 1024], [16, 64, 256], []),
+}
+GAMMAS = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+BUNDLED = Path(__file__).parent / "prompts.jsonl"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user asks; see the command line's help. Empty lists and None stand for defaults."""
+
+    model: str
+    out: Path
+    devices: str | None
+    dtype: str | None
+    weights: str
+    skew: float
+    backend: str
+    batch: list[int]
+    context: list[int]
+    tokens: list[int]
+    block_sizes: list[int]
+    repetitions: int
+    refine: int
+    tolerance: float
+    gammas: list[float]
+    steps_per_block: list[int]
+    new_tokens: int | None
+    decode_batch: int
+    prompts: Path | None
+    tasks: Path | None
+    only: str | None
+    fresh: bool
+    seed: int
+    graphs: bool
+
+    @property
+    def journal(self) -> Path:
+        """Where results are kept until the profile is written."""
+        return self.out.with_name(self.out.name + ".journal")
+
+
+class Calibration:
+    """Resolves the settings against the machine and the checkpoint; raises InputError for what cannot be."""
+
+    def __init__(self, settings: Settings, assumed: str | None = None) -> None:
+        self.settings = settings
+        self.context, self.denoiser = machine.devices(settings.devices, here=not assumed)
+        self.kind = self.context.type
+        self.dtype = _dtype(settings.dtype, self.kind)
+        self.folder = TINY if settings.model == "tiny" else None
+        self.config, self.name = self._model()
+        self.split = self.context != self.denoiser
+        self.shapes = self._shapes()
+        self.prompts = self._prompts()
+        self.decoding = self._decoding()
+        self.assumed = load_gpu(assumed, Path()) if assumed else None
+
+    def _model(self) -> tuple[Config, str]:
+        model = self.settings.model
+        path = preset_path("models", model, ".json") or Path(model)
+        if self.folder is None and path.is_file():
+            if self.settings.weights != "random":
+                raise InputError(
+                    f"--model {model}: dimensions without weights; name a checkpoint, or use --weights random"
+                )
+            return Config.read(path), model
+        if self.folder is None:
+            self.folder = checkpoint.find(model)
+        return Config.read(self.folder / "config.json"), model
+
+    def _shapes(self) -> Shapes:
+        """Those asked for, or defaults for the kind of machine; within the model's positions."""
+        asked, default = self.settings, DEFAULT_SHAPES[self.kind]
+        shapes = Shapes(
+            asked.batch or default.sequences,
+            asked.context or default.context,
+            asked.tokens or default.tokens,
+            asked.block_sizes or [self.config.block_size],
+        )
+        longest = shapes.context[-1] + max(*shapes.tokens, *shapes.block_sizes)
+        if longest > self.config.max_position_embeddings:
+            raise InputError(
+                f"--context and --tokens reach {longest} tokens; {self.name} has "
+                f"{self.config.max_position_embeddings} positions (max_position_embeddings)"
+            )
+        return shapes
+
+    def _prompts(self) -> list[Prompt]:
+        """Prompts, then tasks; none where only latency is asked for or there are no weights to speak of."""
+        if self.settings.only == "latency" or self.settings.weights == "random":
+            return []
+        own = TINY / "prompts.jsonl" if self.settings.model == "tiny" else BUNDLED
+        tasks = read_prompts(self.settings.tasks, answers=True) if self.settings.tasks else []
+        return [*read_prompts(self.settings.prompts or own), *tasks]
+
+    def _decoding(self) -> Decoding:
+        asked, size = self.settings, self.config.block_size
+        return Decoding(
+            asked.gammas or GAMMAS,
+            asked.steps_per_block or sorted({max(size // 2, 1), size}),
+            asked.new_tokens or 12 * size,
+            asked.decode_batch,
+        )
+
+    # ------------------------------------------------------------------ estimate
+
+    def estimate(self) -> list[str]:
+        """What it will take, in lines for a person."""
+        settings = self.settings
+        sizes = Sizes.of(self.config, self.dtype)
+        estimate = Estimate(self.config, sizes, self.shapes, self.split, self._device_facts(), self.kind)
+        lines, total_s = [f"model      {self.name}: {self.config.hybrid_override_pattern}", *estimate.memory()], 0.0
+        if settings.only != "commits":
+            count, total_s = estimate.latency_s(settings.repetitions, settings.refine)
+            lines.append(f"latency    {count} points x {settings.repetitions} samples: {_span(total_s)}")
+        if self.prompts:
+            seconds, modes = estimate.commits_s(len(self.prompts), self.decoding), len(list(self.decoding.modes()))
+            lines.append(f"commits    {len(self.prompts)} prompts x {modes} modes: {_span(seconds)}")
+            total_s += seconds
+        return [
+            *lines,
+            f"in all     about {_span(total_s)}, from bandwidth and launches; loading and compiling come on top",
+        ]
+
+    def _device_facts(self) -> dict[str, Any]:
+        if self.assumed:
+            return self.assumed.model_dump()
+        return machine.facts(self.context, 2 if self.split else 1)
+
+    # ------------------------------------------------------------------ measuring
+
+    def run(self, console: Console) -> Profile:
+        """Measure, write the profile and return it."""
+        settings = self.settings
+        # a new generator for every run: the journal, not the seed, makes a resumed run equal an uninterrupted one
+        torch.manual_seed(settings.seed)
+        journal = self._journal()
+        if len(journal):
+            console.print(f"going on from {journal.path}: {len(journal):,} results are there")
+        model = self._loaded()
+        latency = self._latency(model, journal, console) if settings.only != "commits" else None
+        profile = self._profile(model, latency, self._commits(model, journal, console))
+        save_profile(profile, settings.out)
+        journal.remove()
+        return profile
+
+    def _journal(self) -> Journal:
+        settings = self.settings
+        if settings.fresh:
+            settings.journal.unlink(missing_ok=True)
+        return Journal(settings.journal, self._header())
+
+    def _header(self) -> dict[str, Any]:
+        """What results must have in common to go into one profile."""
+        prompts = "\n".join(prompt.model_dump_json() for prompt in self.prompts)
+        facts = machine.environment(self.context)
+        return {
+            "model": self.name,
+            "config": str(self.config),
+            "devices": [str(self.context), str(self.denoiser)],
+            "dtype": str(self.dtype),
+            "shapes": asdict(self.shapes),
+            "decoding": asdict(self.decoding),
+            "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
+            **{key: getattr(self.settings, key) for key in ("weights", "skew", "backend", "repetitions", "seed")},
+            **{key: facts.get(key) for key in ("torch", "commit", "threads")},
+        }
+
+    def _loaded(self) -> TwoTower:
+        settings = self.settings
+        if settings.weights == "random":
+            model = checkpoint.random(
+                self.config, self.context, self.denoiser, self.dtype, settings.seed, settings.skew
+            )
+        else:
+            assert self.folder is not None
+            model = checkpoint.load(self.folder, self.context, self.denoiser, self.dtype)
+        if settings.backend == "mamba_ssm":
+            from calibrate.mamba_ssm_backend import use_mamba_ssm
+
+            use_mamba_ssm(model)
+        return model
+
+    def _latency(self, model: TwoTower, journal: Journal, console: Console) -> MeasuredLatency:
+        settings, sizes = self.settings, Sizes.of(self.config, self.dtype)
+        bench = Bench(model, self.shapes.at_context, settings.seed, settings.graphs)
+        axes, samples, skipped = self.shapes.axes(self.split), {}, {}
+
+        def measured(which: list[Point], what: str) -> None:
+            new = [point for point in which if point not in samples and point not in skipped]
+            with _progress(console, len(new) * settings.repetitions, what) as done:
+                found, left_out = measure(bench, sizes, new, settings.repetitions, journal, done)
+            samples.update(found)
+            skipped.update(left_out)
+
+        first_s, spread = self._reference(bench, journal, "first")
+        measured(list(points(axes)), "passes")
+        for again in range(settings.refine + 1):
+            grids = GridOf(axes, samples, self.shapes)
+            measured(grids.held_out(), "held-out points")
+            errors = held_out_errors(grids, samples)
+            if again < settings.refine:
+                axes = refined(axes, errors, settings.tolerance)
+                measured(list(points(axes)), "refined points")
+        grids = GridOf(axes, samples, self.shapes)
+        again_s, _ = self._reference(bench, journal, "again")
+        drift = Drift(first_s=first_s, again_s=again_s, spread=spread, moved=abs(again_s / first_s - 1) > spread)
+        if drift.moved:
+            console.print(f"Warning: the first point moved from {first_s:.6f} to {again_s:.6f} s, more than its spread")
+        return self._section(grids, held_out_errors(grids, samples), drift, skipped, model)
+
+    def _reference(self, bench: Bench, journal: Journal, when: str) -> tuple[float, float]:
+        """Median and relative spread of the smallest denoise pass, at the start and at the end."""
+        point = Point("denoise", (self.shapes.block_sizes[0], self.shapes.sequences[0], self.shapes.context[0]))
+        samples = journal.get("drift", when)
+        if samples is None:
+            bench.room([point])
+            samples = [bench.time(point) for _ in range(2 + self.settings.repetitions)][2:]
+            journal.add(samples, "drift", when)
+        p20, p80 = np.quantile(samples, (0.2, 0.8))
+        median = statistics.median(samples)
+        return median, float((p80 - p20) / median)
+
+    def _section(self, grids, errors, drift: Drift, skipped: Skipped, model: TwoTower) -> MeasuredLatency:
+        passes = {kind: grids.grid(kind) for kind in grids.axes if kind != "transfer" and grids.has(kind)}
+        cache = model.cache(1, 1).context
+        return MeasuredLatency(
+            passes=passes,
+            transfer=grids.grid("transfer") if "transfer" in grids.axes else None,
+            held_out={kind: of.summary() for kind, of in errors.items() if of.all},
+            drift=drift,
+            memory=MeasuredMemory(
+                bytes_per_sequence=cache.state_bytes,
+                bytes_per_token=max(cache.token_bytes, 1),
+                weights_bytes=sum(checkpoint.weight_bytes(model).values()),
+            ),
+            skipped=[
+                SkippedPoint(**{"pass": point.kind}, point=list(point.values), why=why)
+                for point, why in skipped.items()
+            ],
+        )
+
+    def _commits(self, model: TwoTower, journal: Journal, console: Console) -> dict[str, Any]:
+        """The sections of a profile that tell of commits; none where there are no prompts."""
+        if not self.prompts:
+            return {}
+        assert self.folder is not None
+        tokenizer = tokenizer_of(self.folder, self.config)
+        total = len(self.prompts) * len(list(self.decoding.modes()))
+        with _progress(console, total, "generating") as done:
+            decoded, routing = decode_prompts(model, tokenizer, self.prompts, self.decoding, journal, done)
+        found = records(decoded, self.prompts)
+        return {
+            "commit_records": found,
+            "commits": fitted(found, self.config.block_size),
+            "quality": quality(decoded, self.prompts, str(self.settings.tasks.name) if self.settings.tasks else None),
+            "routing": routing,
+        }
+
+    def _profile(self, model: TwoTower, latency: MeasuredLatency | None, commits: dict[str, Any]) -> Profile:
+        device = self._device_facts()
+        return Profile(
+            provenance=Provenance(
+                kind="measured",
+                source=f"calibrate --model {self.name}",
+                device=f"{device['count']} x {device['name']}" if device["count"] > 1 else device["name"],
+                model=self._revision(),
+                date=datetime.now(UTC).date().isoformat(),
+                notes=self._notes(),
+                environment=machine.environment(self.context) | {"seed": self.settings.seed},
+                dtype=str(self.dtype).removeprefix("torch."),
+                placement="split" if self.split else "colocated",
+                backend=self.settings.backend,
+                weights="random" if self.settings.weights == "random" else "checkpoint",
+            ),
+            device=MeasuredDevice(**device),
+            latency=latency,
+            **commits,
+        )
+
+    def _revision(self) -> str:
+        """The model, with its revision where the hub's cache says it, or its weights' hash where they are small."""
+        if self.folder is None:
+            return f"{self.name} (random weights)"
+        if self.folder.parent.name == "snapshots":
+            return f"{self.name} @ {self.folder.name}"
+        file = self.folder / checkpoint.SINGLE
+        if not file.is_file():
+            return self.name
+        with file.open("rb") as opened:
+            return f"{self.name} (sha256 {hashlib.file_digest(opened, 'sha256').hexdigest()[:16]})"
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.settings.weights == "random":
+            notes.append(f"random weights: latency only, experts chosen with skew {self.settings.skew:g}")
+        if self.kind == "cpu":
+            notes.append("measured on a CPU, in plain torch")
+        return notes
+
+
+def _dtype(name: str | None, kind: str) -> torch.dtype:
+    known = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    if name is None:
+        return torch.bfloat16 if kind == "cuda" else torch.float32
+    if name not in known:
+        raise InputError(f"--dtype {name}: expected {' or '.join(known)}")
+    return known[name]
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+@contextmanager
+def _progress(console: Console, total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """Silent where the console is no terminal."""
+    if not console.is_terminal or not total:
+        yield lambda done: None
+        return
+    shown = TextColumn(f"{what:16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*shown, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, advance=done)
