@@ -1,12 +1,18 @@
 """What the tests share: the data beside the checkout, and a run in one call."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from twotower_sim.metrics import evaluate
 from twotower_sim.scenario import Scenario
 from twotower_sim.simulation import prepare, simulate
+
+if not torch.cuda.is_available():  # Triton's kernels run interpreted, which must be said before Triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"

@@ -136,8 +136,38 @@ def test_failures_leave_earlier_results_alone(tmp_path):
     small = ["--set", "workload.requests=50", "--out", str(tmp_path)]
     assert call("run", QUICK, *small).returncode == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert call("run", QUICK, *small, "--timeline", "/proc/nowhere/t.json").returncode == 2
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "folder").mkdir()
+    for timeline in ("/proc/nowhere/t.json", str(tmp_path / "folder"), str(tmp_path / "summary.json"), "/dev/null", ""):
+        failed = call("run", QUICK, *small, "--set", "seed=1", "--timeline", timeline)
+        assert failed.returncode == 2
+        assert "cannot be written" in failed.stderr
+        assert "Traceback" not in failed.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_failed_run_leaves_no_folder(tmp_path):
+    endless = "latency={kind: affine, prefill: {base_ms: 1e6}, denoise: {base_ms: 1e6, per_context_token_ms: 1e6}, extend: {}}"
+    failed = call("run", QUICK, "--out", str(tmp_path / "a" / "b"), "--set", endless)
+    assert (failed.returncode, "146 years" in failed.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_while_importing_is_quiet(tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    interrupted = call("--help", cwd=tmp_path)
+    assert (interrupted.returncode, interrupted.stdout, interrupted.stderr) == (130, "", "")
+
+
+def test_too_little_memory_is_said(monkeypatch, capsys):
+    def exhaust(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("twotower_sim.report.run_and_report", exhaust)
+    monkeypatch.setattr(sys, "argv", ["twotower-sim", "run", QUICK])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("Error: memory does not hold")
 
 
 def cpu_seconds(pid: int) -> float:

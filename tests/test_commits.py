@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from invariants import obeys_the_rule
 
-from twotower_sim.commits import LEVELS, ConstantCommits, Figures, FittedCommits, steps_ahead
+from twotower_sim.commits import LEVELS, ConstantCommits, Difficulty, Figures, FittedCommits, steps_ahead
 from twotower_sim.plan import BlockPlans
 from twotower_sim.profile import load_profile
-from twotower_sim.simulation import OBSERVED
+from twotower_sim.simulation import MOST_FITTED, OBSERVED
 
 FIGURES = load_profile(OBSERVED).commits.figures()
 
@@ -154,3 +154,17 @@ def test_blocks_beyond_the_measured_ones_are_as_hard_as_the_last_of_them():
     assert measured == 8
     assert steps[:measured].tolist() == sorted(steps[:measured], reverse=True)
     assert steps[measured:].tolist() == pytest.approx([steps[measured - 1]] * 12, rel=0.04)
+
+
+@pytest.mark.parametrize("concentration", [1e-6, 1e12])
+@pytest.mark.parametrize("slope", [-1e4, 1e4])
+@pytest.mark.parametrize("steps", [1, 4, 16])
+@pytest.mark.filterwarnings("error")
+def test_the_law_holds_at_the_bounds_of_its_figures(concentration, slope, steps):
+    figures = Figures(slope, slope, slope, slope, slope, 1e-6, concentration, {"a": Difficulty(slope, 100, 4)})
+    extreme = FittedCommits(figures, "a", 0.8, MOST_FITTED, steps)
+    blocks = np.arange(50), np.zeros(50, np.int64)
+    taken = extreme.steps(0, *blocks)
+    assert (taken >= 1).all()
+    assert (taken <= steps).all()
+    assert extreme.sizes(0, *blocks, taken).sum() == 50 * MOST_FITTED

@@ -1,18 +1,21 @@
 """What fits into a GPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from twotower_sim.errors import InputError
 from twotower_sim.gpu import load_gpu
 from twotower_sim.memory import plan_memory
 from twotower_sim.model import load_tower
+from twotower_sim.preset import preset_path
 
 TOWER = load_tower("nemotron-twotower-30b-a3b", Path())
 
 
-def plan(gpu="h100-sxm", **changes):
+def plan(gpu="h100-sxm", tower=TOWER, **changes):
     options = {
         "two_tower": True,
         "split": True,
@@ -25,7 +28,7 @@ def plan(gpu="h100-sxm", **changes):
         "kv_blocks": None,
         "state_slots": None,
     } | changes
-    return plan_memory(TOWER, load_gpu(gpu, Path()), **options)
+    return plan_memory(tower, load_gpu(gpu, Path()), **options)
 
 
 def used(plan, side):
@@ -101,3 +104,37 @@ def test_both_pools_given_are_taken_at_their_word():
     assert (found.kv_blocks, found.state_slots) == (1_000_000, 1000)
     assert "98.3 GB for the KV cache" in found.overcommitted
     assert plan().overcommitted is None
+
+
+def test_without_attention_every_sequence_has_room():
+    """Blocks of no bytes: as many as all sequences need at their longest."""
+    found = plan(tower=replace(TOWER, pattern="MEM"))
+    assert found.kv_block_bytes == 0
+    assert found.kv_blocks * 16 == found.state_slots * TOWER.max_positions
+    assert plan(tower=replace(TOWER, pattern="*E")).state_slots == 128
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [({"split": False}, "Split the towers, raise"), ({"utilization": 0.5}, "Raise deployment"), ({"two_tower": False, "utilization": 0.1}, "Raise deployment")],
+)  # fmt: skip
+def test_advice_is_what_can_still_be_done(changes, advice):
+    with pytest.raises(InputError, match=rf"\. {advice}"):
+        plan(**changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"memory_mib": 10**10}, {"bf16_tflops": ".inf"}, {"bf16_tflops": 1e300}, {"price_usd_per_hour": 1e300}, {"power_w": ".inf"},
+        {"memory_bandwidth_gb_per_s": 1e-300}, {"links": {"nvlink": {"gb_per_s": ".inf", "latency_us": 1}}},
+        {"links": {"nvlink": {"gb_per_s": 1, "latency_us": ".nan"}}},
+        {"efficiency": {"memory": 1e-300, "compute": 1, "kernel_gap_us": 1, "kernel_launch_us": 1, "graph_launch_us": 1}},
+        {"efficiency": {"memory": 1, "compute": 1, "kernel_gap_us": 1e300, "kernel_launch_us": 1, "graph_launch_us": 1}},
+    ],
+)  # fmt: skip
+def test_gpu_figures_that_no_device_has_are_refused(tmp_path, change):
+    gpu = yaml.safe_load(preset_path("gpus", "h100-sxm", ".yaml").read_text()) | change
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(gpu).replace("'.inf'", ".inf").replace("'.nan'", ".nan"))
+    with pytest.raises(InputError, match=f"mine.yaml:[0-9]+: {next(iter(change))}.*found"):
+        load_gpu("mine.yaml", tmp_path)

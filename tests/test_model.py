@@ -73,6 +73,23 @@ def test_a_pattern_without_experts():
         ({"torch_dtype": "int4"}, "torch_dtype is 'int4'; allowed: float32, bfloat16, float16"),
         ({"mamba_ssm_cache_dtype": "fp8"}, "mamba_ssm_cache_dtype is 'fp8'"),
         ({"moe_latent_size": -1}, "moe_latent_size is -1"),
+        ({"moe_latent_size": True}, "moe_latent_size is True"),
+        ({"towers": 3}, "towers is 3; allowed: 1, 2"),
+        ({"towers": "x"}, "towers is 'x'"),
+        ({"towers": True}, "towers is True"),
+        ({"num_experts_per_tok": 129}, "num_experts_per_tok is 129; there are 128 (n_routed_experts)"),
+        ({"num_key_value_heads": 3}, "num_attention_heads is 32; expected a multiple of num_key_value_heads, 3"),
+        ({"n_groups": 7}, "mamba_num_heads is 64; expected a multiple of n_groups, 7"),
+        ({"chunk_size": 10**18}, "chunk_size is 1000000000000000000; expected a positive integer up to 16777216"),
+        ({"torch_dtype": ["bfloat16"]}, "torch_dtype is ['bfloat16']; allowed:"),
+        ({"mamba_ssm_cache_dtype": {}, "torch_dtype": {"a": 1}}, "torch_dtype is {'a': 1}"),
+        ({"hybrid_override_pattern": None}, "hybrid_override_pattern is None"),
+        ({"hybrid_override_pattern": None, "layers_block_type": []}, "layers_block_type is []"),
+        ({"hybrid_override_pattern": None, "layers_block_type": [3]}, "layers_block_type is [3]"),
+        (
+            {"hybrid_override_pattern": None, "layers_block_type": ["moe", "rnn"]},
+            "layers_block_type has 'rnn'; allowed: linear_attention",
+        ),
     ],
 )
 def test_bad_configs_are_named(tmp_path, change, said):
@@ -83,7 +100,7 @@ def test_bad_configs_are_named(tmp_path, change, said):
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", '"x"'])
+@pytest.mark.parametrize("text", ["", "[1]", "{", '"x"', "[" * 200_000])
 def test_files_that_are_no_config(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match="not a NemotronH config.json"):
@@ -91,5 +108,25 @@ def test_files_that_are_no_config(tmp_path, text):
 
 
 def test_unknown_model_lists_the_presets():
-    with pytest.raises(InputError, match="nemotron-twotower-30b-a3b"):
-        load_tower("nemotron-5", ROOT)
+    for name in ("nemotron-5", "n" * 5000, "nemotron\0"):
+        with pytest.raises(InputError, match="nemotron-twotower-30b-a3b"):
+            load_tower(name, ROOT)
+
+
+def test_layers_by_name_as_transformers_5_writes_them():
+    config = json.loads(preset_path("models", "nemotron-3-nano-30b-a3b", ".json").read_text())
+    pattern, letters = (
+        config.pop("hybrid_override_pattern"),
+        {"M": "linear_attention", "E": "moe", "*": "full_attention"},
+    )
+    config |= {"layers_block_type": [letters[layer] for layer in pattern], "dtype": None, "torch_dtype": None}
+    tower = tower_from_config(config, "nano", "here")
+    assert (tower.pattern, tower.dtype) == (pattern, "bfloat16")
+    config["layers_block_type"] = ["mamba", "moe", "attention", "mlp"]
+    assert tower_from_config(config, "nano", "here").pattern == "ME*-"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    source = preset_path("models", "nemotron-3-nano-30b-a3b", ".json")
+    (tmp_path / "config.json").write_text("\ufeff" + source.read_text(), encoding="utf-8")
+    assert load_tower("config.json", tmp_path).params == NANO.params

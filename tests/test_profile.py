@@ -12,6 +12,11 @@ from twotower_sim.profile import Profile, load_profile, save_profile
 from twotower_sim.simulation import OBSERVED
 
 RECORD = {"class": "math", "prompt": 0, "gamma": 0.8, "steps_per_block": 4, "blocks": [[4, 4, 4, 4], [16]]}
+CLASS = {"mean": -3, "sd": 1, "blocks": 8, "points": [[0.8, 16]]}
+COMMITS = {
+    "gamma": 0.8, "committed": 0.7, "steps": 1.8, "steps_committed": -10.9, "block": 1.7, "block_sd": 1.2,
+    "concentration": 1.05, "block_size": 16, "classes": {"a": CLASS},
+}  # fmt: skip
 
 
 def changed(*keys_and_value) -> dict:
@@ -80,6 +85,11 @@ def test_the_shipped_profile_is_valid_without_what_is_optional():
         (changed("commit_records", [RECORD | {"blocks": [[8, 2, 2, 2, 2]]}]), "commit_records.0: block 0 commits 2 of 8 masked tokens at step 1 of at most 4"),
         (changed("commit_records", [RECORD | {"blocks": [[4, 4, 4, 2, 2]]}]), "block 0 commits 2 of 4 masked tokens at step 3 of at most 4"),
         (changed("quality", [{"class": "a", "gamma": 2, "steps_per_block": 4}]), "quality.0.gamma: found 2"),
+        (changed("commits", COMMITS | {"concentration": 1e-320}), "commits.concentration: found 1e-320"),
+        (changed("commits", COMMITS | {"concentration": 1e308}), "commits.concentration: found 1e+308"),
+        (changed("commits", COMMITS | {"committed": 1e5}), "commits.committed: found 100000.0"),
+        (changed("commits", COMMITS | {"classes": {}}), "commits.classes: found {}"),
+        (changed("commits", COMMITS | {"classes": {"a": CLASS | {"blocks": 10**9}}}), "commits.classes.a.blocks: found 1000000000"),
         ([], "top level: found []"),
         (None, "top level: found None"),
     ],

@@ -1,6 +1,9 @@
 """Trace files: what is read, and what is said of files that are damaged."""
 
 import gzip
+import os
+import re
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -52,6 +55,7 @@ def test_azure_hundred_nanosecond_stamps():
         MOONCAKE.rstrip(),
         '{"output_length": 2, "extra": [1], "timestamp": 3000.0, "input_length": 5}\n',
         gzip.compress(MOONCAKE.encode()),
+        "\n \n" + MOONCAKE,
     ],
 )
 def test_ways_to_write_the_same_mooncake_line(tmp_path, text):
@@ -66,6 +70,9 @@ def test_ways_to_write_the_same_mooncake_line(tmp_path, text):
         AZURE.replace(".6805900", ".6805900+00:00"),
         "Id,GeneratedTokens,ContextTokens,TIMESTAMP\n7,44,374,2024-05-10 00:00:00.009930\n",
         gzip.compress(AZURE.encode()),
+        "\ufeff\n" + AZURE,
+        AZURE.replace(",374,", ", 374 ,"),
+        re.sub(r"([^,\n]+)", r'"\1"', AZURE),
     ],
 )
 def test_ways_to_write_the_same_azure_row(tmp_path, text):
@@ -111,6 +118,17 @@ def test_requests_come_in_order_of_arrival_and_ties_in_file_order(tmp_path):
         (AZURE + "2023-11-16 18:15:46,1\n", ":3: found 2 columns; expected 3"),
         (AZURE + "\n2023-11-16 18:15:46,x,1\n", ":4: ContextTokens"),
         (AZURE + "2023-11-16 18:15:46,99999999999999999999,1\n", ":3: ContextTokens"),
+        ("\n" + AZURE + "2023-11-16 18:15:46,x,1\n", ":4: ContextTokens"),
+        ("\nhello\n", ":2: not a known trace format"),
+        ("\n\n", "is empty"),
+        (",\n" + AZURE, ":1: not a known trace format"),
+        *((AZURE + f"2023-11-16 18:15:46,{n},1\n", ":3: ContextTokens") for n in ("1_00", "+44", "\u0664", "4 4", "")),
+        (AZURE + "202\u0663-11-16 18:15:46,1,1\n", ":3: TIMESTAMP"),
+        (AZURE + '2023-11-16 18:15:46,1,"1\n', ":3: not CSV: unexpected end of data"),
+        (AZURE + '2023-11-16 18:15:46,1,"' + "1" * 140_000 + '"\n', ":3: not CSV: field larger than field limit"),
+        ('"' + "x" * 140_000 + '"\n', ":1: not a known trace format"),
+        (AZURE + "1900-01-01 00:00:00,1,1\n2199-01-01 00:00:00,1,1\n", "spans 299 years; at most 146 are replayed"),
+        (MOONCAKE + MOONCAKE.replace("3000", "9000000000000"), ":2: timestamp: found 9000000000000; expected"),
         (b"\xff\xfe\x00", "cannot be read"),
         (gzip.compress(MOONCAKE.encode() * 100)[:-20], "cannot be read"),
         (b"\x1f\x8bnot gzip", "cannot be read"),
@@ -130,6 +148,21 @@ def test_a_forced_format_is_held_to(tmp_path):
         read_trace(write(tmp_path, MOONCAKE), "azure")
     with pytest.raises(InputError, match=":1: not a JSON object"):
         read_trace(write(tmp_path, AZURE), "mooncake")
+
+
+@pytest.mark.parametrize("text", [AZURE.encode(), gzip.compress(AZURE.encode())])
+def test_a_pipe_is_read_once(tmp_path, text):
+    os.mkfifo(tmp_path / "pipe")
+    writer = Thread(target=(tmp_path / "pipe").write_bytes, args=[text])
+    writer.start()
+    assert columns(read_trace(tmp_path / "pipe")) == [[0], [374], [44]]
+    writer.join()
+
+
+def test_what_is_no_path(tmp_path):
+    for name in ("a\0b", "a" * 5000):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_trace(tmp_path / name)
 
 
 def test_missing_files_and_folders(tmp_path):

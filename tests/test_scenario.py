@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, run_of, synthetic
+from conftest import AFFINE, ROOT, run_of, synthetic
 from profiles import measured_profile
 from pydantic import BaseModel
 
@@ -95,7 +95,7 @@ def test_a_new_kind_starts_its_section_afresh(tmp_path):
         ("decoding: 3\n", [], "case.yaml:7: decoding: found 3"),
         ("decoding:\n", [], "case.yaml:7: decoding: found None"),
         ("slo: {time_to_first_token: 3}\n", [], "(did you mean time_to_first_token_ms?)"),
-        ("memory: {kv_blocks: 0}\n", [], "memory.kv_blocks: found 0; input should be greater than 0"),
+        ("memory: {kv_blocks: 0}\n", [], "memory.kv_blocks: found 0; input should be greater than or equal to 1"),
         ("memory: {kv_blocks: 1.5}\n", [], "memory.kv_blocks: found 1.5"),
         ("seed: -1\n", [], "case.yaml:7: seed: found -1"),
         ("seed: 1\nseed: 2\n", [], "case.yaml:8: seed stands twice"),
@@ -117,8 +117,33 @@ def test_a_new_kind_starts_its_section_afresh(tmp_path):
         ("", ["seed"], "--set seed: expected section.key=value"),
         ("", ["=3"], "--set =3: expected section.key=value"),
         ("", ["name.x=3"], "--set name.x=3: name is no section"),
-        ("", ["seed=[1"], "--set seed=[1: the value is not valid YAML"),
+        ("", ["seed=[1"], "--set seed=[1: not valid YAML"),
         ("", ["workload.kind=trace", "workload.path=x", "workload.window_s=[3, 1]"], "window_s is [3.0, 1.0]"),
+        ("", ["kind=x"], "--set kind=x: kind: unknown key"),
+        ("seed: 2024-13-45\n", [], "case.yaml:7: seed: found '2024-13-45'"),
+        ("seed: 0x_\n", [], "seed: found '0x_'"),
+        ("seed: 010\n", [], "seed: found '010'"),
+        ("seed: 1:30\n", [], "seed: found '1:30'"),
+        ("seed: yes\n", [], "seed: found 'yes'"),
+        ("seed: true\n", [], "seed: found True"),
+        ("seed: '5'\n", [], "seed: found '5'"),
+        ("seed: " + "9" * 5000 + "\n", [], "seed: found '9999"),
+        ("seed: !!int 0x" + "f" * 5000 + "\n", [], "case.yaml:7: not valid YAML: '0xfff"),
+        ("seed: !!int ''\n", [], "case.yaml:7: not valid YAML: '' is no int"),
+        ("seed: !!bool maybe\n", [], "case.yaml:7: not valid YAML: 'maybe' is no bool"),
+        ("seed: !!timestamp x\n", [], "case.yaml:7: not valid YAML: 'x' is no timestamp"),
+        ("scheduler: {chunked_prefill: 'off'}\n", [], "scheduler.chunked_prefill: found 'off'"),
+        ("deployment: {replicas: true}\n", [], "deployment.replicas: found True"),
+        ("slo: &a [*a]\n", [], "case.yaml:7: not valid YAML: the alias *a is not supported"),
+        ("slo: &a {}\nrouter: *a\n", [], "case.yaml:8: not valid YAML: the alias *a is not supported"),
+        ("slo: " + "[" * 5000 + "\n", [], "not valid YAML"),
+        ("slo: " + "[" * 900 + "]" * 900 + "\n", [], "case.yaml:"),
+        ("commits: {class_: math}\n", [], "commits.class_: unknown key (did you mean class?)"),
+        ("", ["name=\udcff"], "not valid YAML"),
+        ("", ["seed=!!int ''"], "--set seed=!!int '': not valid YAML: '' is no int"),
+        ("", ["slo={request_latency_ms: 1, request_latency_ms: 2}"], "slo.request_latency_ms stands twice"),
+        ("", ["workload.kind=closed_loop"], "--set workload.kind=closed_loop: workload.concurrency: is missing"),
+        ("", ["workload.arrivals={kind: gamma, rate_rps: 1, cv: 1e-300}"], "workload.arrivals.cv: found 1e-300"),
     ],
 )
 def test_errors_name_the_place_the_find_and_what_is_allowed(tmp_path, more, overrides, said):
@@ -163,6 +188,8 @@ def test_the_schema_describes_the_file(tmp_path):
     assert json.dumps(schema)
     assert schema["required"] == ["workload"]
     assert "class" in schema["$defs"]["ObservedCommits"]["properties"]
+    assert "kind" not in schema["$defs"]["TwoTower"].get("required", [])
+    assert "kind" in schema["$defs"]["Autoregressive"]["required"]
 
 
 def test_the_resolved_scenario_reads_back_as_itself(tmp_path):
@@ -184,6 +211,56 @@ def test_paths_are_relative_to_the_file_or_if_set_to_the_working_directory(tmp_p
         assert len(prepare(scenario, Path("sub")).requests) == 3
         if not given.startswith("/"):
             assert not Path(scenario.workload.path).is_absolute()
+
+
+def test_a_file_given_with_set_may_have_any_name_in_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "case.yaml").write_text(SHORTEST)
+    (tmp_path / "deep" / "er" / "case.yaml").write_text(SHORTEST)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    name = "a: b #c.csv"
+    (tmp_path / name).write_text((ROOT / "traces" / "examples" / "azure.csv").read_text())
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "link"):
+        scenario = load_scenario(Path(folder) / "case.yaml", ["workload.kind=trace", f"workload.path={name}"])
+        assert len(prepare(scenario, Path(folder)).requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("(1).yaml", "1-"),
+        ("-dash.yaml", "dash"),
+        (".yaml", "yaml"),
+        ("...yaml", "scenario"),
+        ("n" * 200 + ".yaml", "n" * 100),
+    ],
+)
+def test_any_file_gives_a_name(tmp_path, file, name):
+    (tmp_path / file).write_text(SHORTEST)
+    assert load_scenario(tmp_path / file).name == name
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"decoding": {"kind": "autoregressive"}}, None),
+        ({"decoding": {"kind": "autoregressive"}, "commits": {"kind": "observed"}}, "commits"),
+        (
+            {"decoding": {"kind": "autoregressive"}, "deployment": {"placement": {"kind": "split"}}, "latency": AFFINE},
+            "deployment.placement, latency.denoise, latency.extend",
+        ),
+        ({"deployment": {"placement": {"kind": "split", "link": "pcie"}}}, None),
+        (
+            {"deployment": {"placement": {"kind": "split", "link": "pcie"}}, "latency": AFFINE},
+            "deployment.placement.link, latency.decode",
+        ),
+    ],
+)
+def test_what_is_set_without_effect_is_named(sections, named):
+    run = prepare(Scenario.model_validate({"workload": synthetic()} | sections))
+    found = [warning.rpartition(": ")[2] for warning in run.warnings if warning.startswith("set, but without effect")]
+    assert found == ([named] if named else [])
 
 
 # ---------------------------------------------------------------------- every option does something
@@ -312,13 +389,13 @@ def test_every_option_does_something(option, tmp_path):
 
 
 def outcome(sections: dict, base: Path) -> str:
-    """All that a run says, but for the scenario itself; or its error."""
+    """All that a run gives and warns of, but not what it says of its scenario; or its error."""
     try:
         run, results = run_of(base, **sections)
     except InputError as error:
         return str(error)
     figures = summary(run, results)
-    del figures["scenario"]
+    del figures["scenario"], figures["provenance"]
     return json.dumps(figures, default=float)
 
 

@@ -34,9 +34,9 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Replay a workload through a deployment; print and write what a capacity planner needs."""
-    from twotower_sim.report import run_and_report
-
     try:
+        from twotower_sim.report import run_and_report
+
         run_and_report(scenario, set or [], out, timeline, quiet)
     except KeyboardInterrupt:
         print("Interrupted; earlier results are as they were.", file=sys.stderr)
@@ -118,4 +118,7 @@ def main() -> None:
         app()
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print("Error: memory does not hold a run of this size; take fewer requests or a smaller model", file=sys.stderr)
         sys.exit(2)

@@ -29,6 +29,7 @@ from twotower_sim.draws import uniform
 LEVELS = np.arange(-7.0, 7.01, 0.25)
 DIFFICULTIES = np.array([NormalDist().inv_cdf((i + 0.5) / 16) for i in range(16)])
 REFERENCE_STEPS = 16
+CERTAIN = 30.0  # logit beyond which p is 0 or 1 to all but 1e-13, and a beta distribution no longer defined
 
 _phi = np.vectorize(lambda z: 0.5 * (1 + erf(z / 2**0.5)), otypes=[float])
 
@@ -73,7 +74,8 @@ class Figures:
         size = block_size
         masked = np.arange(size + 1)
         slope = self.committed + self.steps_committed * log(REFERENCE_STEPS / steps)
-        p = 1 / (1 + np.exp(-(LEVELS[:, None] + slope * (size - masked) / size)))
+        logit = np.clip(LEVELS[:, None] + slope * (size - masked) / size, -CERTAIN, CERTAIN)
+        p = 1 / (1 + np.exp(-logit))
         passing = _beta_binomial(masked, p * self.concentration, (1 - p) * self.concentration)
         tables = np.zeros((steps, *passing.shape))
         for k in range(steps):
@@ -90,7 +92,8 @@ def _beta_binomial(trials: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> n
     for r in trials:
         a, b, i = alpha[:, r, None], beta[:, r, None], np.arange(r)
         ratios = (r - i) * (i + a) / ((i + 1) * (r - i - 1 + b))
-        weights = np.concatenate((np.ones_like(a), np.cumprod(ratios, axis=1)), axis=1)
+        logs = np.concatenate((np.zeros_like(a), np.cumsum(np.log(ratios), axis=1)), axis=1)
+        weights = np.exp(logs - logs.max(axis=1, keepdims=True))  # the product itself may overflow
         out[:, r, : r + 1] = weights / weights.sum(axis=1, keepdims=True)
     return out
 

@@ -60,13 +60,12 @@ class Distribution:
         self._keep(centres.view(np.float64), counts[filled])
 
     def summary(self, unit: str) -> dict[str, Any]:
-        """``{unit, count, avg, min, max, std, p50, …}``; null where samples are too few; ``std`` is the sample's."""
+        """``{unit, count, avg, min, max, std, p50, …}``; null without samples; ``std`` divides by their count."""
         keys = ["avg", "min", "max", "std", *(f"p{p}" for p in PERCENTILES)]
         if not self._count:
             return {"unit": unit, "count": 0} | dict.fromkeys(keys)
         avg = self._sum / self._count
-        variance = (self._squares - self._sum * avg) / (self._count - 1) if self._count > 1 else None
-        std = None if variance is None else sqrt(max(variance, 0.0))  # below 0 by rounding only
+        std = sqrt(max(self._squares / self._count - avg * avg, 0.0))  # below 0 by rounding only
         values = [avg, self._min, self._max, std, *self._percentiles()]
         return {"unit": unit, "count": self._count} | dict(zip(keys, values, strict=True))
 

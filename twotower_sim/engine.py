@@ -389,7 +389,7 @@ class Engine:
         clock_ns = np.empty(rounds + 1, np.int64)
         clock_ns[0], clock_ns[1:] = self.clock_ns, round_s[:rounds] * 1e9 + 0.5
         np.add.accumulate(clock_ns, out=clock_ns)
-        if clock_ns[-1] < self.clock_ns:
+        if clock_ns.min() < self.clock_ns:
             raise OverflowError
         run = int(clock_ns[:-1].searchsorted(until_ns))
         kv_blocks = self._rings.kv_blocks(at, run)

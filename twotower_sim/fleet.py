@@ -14,7 +14,7 @@ import numpy as np
 import simpy
 from simpy.events import Event, EventPriority
 
-from twotower_sim.requests import Requests
+from twotower_sim.requests import LATEST_NS, Requests
 from twotower_sim.router import LOAD_BLIND, ROUTERS
 from twotower_sim.schedule import Sequence
 
@@ -104,11 +104,13 @@ class Fleet:
             replica.settle(replica.clock_ns)
 
     def run_open(self, requests: Requests, ids: np.ndarray, progress: Callable[[int], None]) -> None:
-        """Requests arrive at their times, whatever the replicas do."""
+        """Requests arrive at their times, whatever the replicas do. Raises OverflowError if they take too long."""
         self.env.process(self._arrivals(requests, ids, progress))
         self.env.run()
         for replica in self.replicas:
-            replica.advance(1 << 62)
+            replica.advance(LATEST_NS)
+            if replica.outstanding_requests:
+                raise OverflowError
 
     def _arrivals(self, requests, ids, progress) -> Generator[Event, None, None]:
         env, submit = self.env, self.submit

@@ -1,21 +1,27 @@
 """A GPU as the roofline and the memory account see it: editable figures, each with its source."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
 from twotower_sim.errors import InputError
-from twotower_sim.preset import names, preset_path
+from twotower_sim.preset import named_file
 from twotower_sim.yaml_file import load_model
+
+Positive = Annotated[float, Field(ge=1e-6, le=1e9)]
+Amount = Annotated[float, Field(ge=0, le=1e9)]
+Share = Annotated[float, Field(ge=1e-6, le=1)]
+"""What no device exceeds in the units below, and no figure that follows from it overflows."""
 
 
 class Link(BaseModel):
     """Bandwidth of one direction, and the time until the first byte is there."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    gb_per_s: PositiveFloat
-    latency_us: float = Field(ge=0)
+    gb_per_s: Positive
+    latency_us: Amount
 
     @property
     def bytes_per_s(self) -> float:
@@ -29,13 +35,13 @@ class Link(BaseModel):
 class Efficiency(BaseModel):
     """What software reaches of the datasheet, and what launching costs. One set a GPU, for all models."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    memory: float = Field(gt=0, le=1)  # share of memory_bandwidth_gb_per_s
-    compute: float = Field(gt=0, le=1)  # share of bf16_tflops
-    kernel_gap_us: float = Field(ge=0)  # between kernels of a CUDA graph
-    kernel_launch_us: float = Field(ge=0)  # host time of an eager launch
-    graph_launch_us: float = Field(ge=0)
+    memory: Share  # of memory_bandwidth_gb_per_s
+    compute: Share  # of bf16_tflops
+    kernel_gap_us: Amount  # between kernels of a CUDA graph
+    kernel_launch_us: Amount  # host time of an eager launch
+    graph_launch_us: Amount
 
 
 class Gpu(BaseModel):
@@ -44,12 +50,12 @@ class Gpu(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    memory_mib: PositiveInt  # as the driver reports it
-    memory_bandwidth_gb_per_s: PositiveFloat
-    bf16_tflops: PositiveFloat  # dense
+    memory_mib: int = Field(gt=0, le=1 << 30)  # as the driver reports it
+    memory_bandwidth_gb_per_s: Positive
+    bf16_tflops: Positive  # dense
     links: dict[str, Link] = {}  # by name: nvlink, pcie, network
-    price_usd_per_hour: float | None = Field(default=None, ge=0)
-    power_w: PositiveFloat | None = None
+    price_usd_per_hour: Amount | None = None
+    power_w: Positive | None = None
     efficiency: Efficiency | None = None  # None: what software reaches is not known, as of a measured device
     sources: dict[str, str] = {}
 
@@ -81,7 +87,4 @@ class Gpu(BaseModel):
 
 def load_gpu(gpu: str, base: Path) -> Gpu:
     """A preset by name, or a GPU file by path relative to ``base``."""
-    path = preset_path("gpus", gpu, ".yaml") or base / gpu
-    if not path.is_file():
-        raise InputError(f"gpu {gpu!r} is neither a preset ({', '.join(names('gpus'))}) nor a file ({path})")
-    return load_model(Gpu, path)
+    return load_model(Gpu, named_file("gpu", gpu, ".yaml", base))

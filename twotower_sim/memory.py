@@ -85,7 +85,8 @@ def plan_memory(
         room = STATE_SHARE * free if kv_blocks is None else free - kv_blocks * kv_block_bytes
         state_slots = min(max_num_seqs, floor(room / max(state_bytes, 1)))
     if kv_blocks is None:
-        kv_blocks = (free - state_slots * state_bytes) // kv_block_bytes
+        unbounded = state_slots * -(-tower.max_positions // kv_block_tokens)  # all sequences at their longest
+        kv_blocks = (free - state_slots * state_bytes) // kv_block_bytes if kv_block_bytes else unbounded
     short = free < kv_blocks * kv_block_bytes + state_slots * state_bytes or kv_blocks < 1 or state_slots < 1
     problem = _no_room(tower, gpu, sides, kv_blocks * kv_block_bytes, state_slots * state_bytes, utilization)
     if short and not given:
@@ -103,6 +104,6 @@ def _no_room(tower: Tower, gpu: Gpu, sides: tuple[Side, ...], kv: int, states: i
     return (
         f"{towers} of {tower.name} {parts} on each {gpu.name}; "
         f"{side.capacity / 1e9:.1f} GB may be used ({utilization:.0%} of {gpu.memory_bytes / 1e9:.1f} GB). "
-        "Split the towers, raise deployment.tensor_parallel, lower scheduler.max_num_seqs, "
-        "max_num_batched_tokens or the pools under memory, or take a larger GPU"
+        f"{'Split the towers, raise' if side.role == 'both' else 'Raise'} deployment.tensor_parallel, "
+        "lower scheduler.max_num_seqs, max_num_batched_tokens or the pools under memory, or take a larger GPU"
     )

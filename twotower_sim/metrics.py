@@ -83,7 +83,9 @@ def evaluate(run: Run) -> Results:
 def _two_tower(run: Run, segments: np.ndarray, ticks: Ticks):
     """Columns, per-block distributions and the summary of blocks."""
     assert run.plans is not None
-    first_ns, second_ns, nfe = (np.full(len(run.requests), NOT_YET) for _ in range(3))
+    first_ns, second_ns = np.full((2, len(run.requests)), NOT_YET)
+    nfe, blocks = np.zeros(len(run.requests), np.int64), run.plans.blocks_of.copy()
+    blocks[run.rejected] = 0
     gaps, latencies, steps = Distribution(), Distribution(), Distribution()
     histogram = np.zeros(1, np.int64)
     for chunk in block_times(segments, ticks, run.plans):
@@ -99,7 +101,7 @@ def _two_tower(run: Run, segments: np.ndarray, ticks: Ticks):
             at = chunk.block == index
             column[request[at]] = visible_ns[at]
         nfe[chunk.low : chunk.low + len(chunk.nfe)] = chunk.nfe
-    columns = _columns(run, first_ns, second_ns, nfe, run.plans.blocks_of)
+    columns = _columns(run, first_ns, second_ns, nfe, blocks)
     per_block = {
         "commit_gap": gaps.summary("ms"),
         "block_latency": latencies.summary("ms"),
@@ -113,10 +115,9 @@ def _autoregressive(run: Run, segments: np.ndarray, ticks: Ticks):
     gaps, none, number = Distribution(), Distribution(), len(run.requests)
     for gap_ns, sharing in token_gaps(segments, ticks):
         gaps.add(gap_ns / 1e6, sharing)
-    passes = np.bincount(segments[:, 0], segments[:, 3] - segments[:, 2], minlength=number).astype(np.int64)
     prefilled_ns = np.frombuffer(run.records.prefilled_ns, np.int64)
     second_ns = second_tokens(segments, ticks, number)
-    columns = _columns(run, prefilled_ns, second_ns, passes, np.zeros(number, np.int64))
+    columns = _columns(run, prefilled_ns, second_ns, *np.zeros((2, number), np.int64))
     per_block = {
         "commit_gap": gaps.summary("ms"),
         "block_latency": none.summary("ms"),
@@ -233,7 +234,12 @@ def _shares(run: Run, total_s: float) -> dict[str, dict[str, float]]:
     context = {names[kind]: sum(engine.context_s[kind] for engine in engines) for kind in (1, 2, 3)}
 
     def shares(passes: dict[str, float], rest: str) -> dict[str, float]:
-        parts = passes | {rest: busy_s - sum(passes.values()), "idle": total_s - busy_s}
+        spent_s = sum(passes.values())
+        shrink = (
+            busy_s / spent_s if spent_s > busy_s else 1.0
+        )  # rounds last whole nanoseconds, which may be less than their passes
+        parts = {name: shrink * seconds for name, seconds in passes.items()}
+        parts |= {rest: busy_s - shrink * spent_s, "idle": total_s - busy_s}
         return {name: round(seconds / total_s, 9) + 0.0 for name, seconds in parts.items()}  # no -0.0
 
     if run.latency.side_by_side and run.plans:

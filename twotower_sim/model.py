@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from twotower_sim.errors import InputError
-from twotower_sim.preset import names, preset_path
+from twotower_sim.preset import named_file
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TIME_EMBEDDING = 256  # width of the sinusoidal embedding of t
@@ -177,46 +177,78 @@ _FIELDS = {
     "max_positions": "max_position_embeddings",
 }
 _ONLY_MOE = {"experts", "experts_per_token", "expert_width", "shared_width"}
+_LAYERS = {"linear_attention": "M", "mamba": "M", "moe": "E", "full_attention": "*", "attention": "*", "mlp": "-"}
+"""The pattern's letters by the names that transformers 5 writes as ``layers_block_type``."""
+MOST = 1 << 24  # of any dimension; beyond, a file has its units mixed up
 
 
 def tower_from_config(config: dict[str, Any], name: str, where: str, state_dtype: str | None = None) -> Tower:
     """A tower from the fields of a NemotronH ``config.json``. Raises InputError naming the field."""
-    pattern = config.get("hybrid_override_pattern")
-    if not isinstance(pattern, str) or not pattern or set(pattern) - set("ME*-"):
-        raise InputError(f"{where}: hybrid_override_pattern is {pattern!r}; expected a string of M, E, * and -")
+    pattern = _pattern(config, where)
     dims: dict[str, Any] = {}
     for field, key in _FIELDS.items():
-        value = config.get(key, 0 if field in _ONLY_MOE and "E" not in pattern else None)
         least = 0 if field in _ONLY_MOE and "E" not in pattern else 1
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{where}: {key} is {value!r}; expected a positive integer, as in a NemotronH config.json")
-        dims[field] = value
-    dtype = config.get("torch_dtype", config.get("dtype", "bfloat16"))
+        dims[field] = _whole(config.get(key, None if least else 0), key, where, least)
+    _check_divisions(dims, where)
+    dtype = config.get("torch_dtype") or config.get("dtype") or "bfloat16"
     state = state_dtype or config.get("mamba_ssm_cache_dtype") or dtype
     for key, value in (("torch_dtype", dtype), ("mamba_ssm_cache_dtype", state)):
-        if value not in DTYPE_BYTES:
-            raise InputError(f"{where}: {key} is {value!r}; allowed: {', '.join(DTYPE_BYTES)}")
+        if not isinstance(value, str) or value not in DTYPE_BYTES:
+            raise InputError(f"{where}: {key} is {value!r:.99}; allowed: {', '.join(DTYPE_BYTES)}")
     notes = []
     if config.get("quantization_config"):
         notes.append(f"{where}: quantization_config is ignored; weights are taken as {dtype}")
     if "towers" not in config:
         notes.append(f"{where}: does not say how many towers it has; two towers are taken to have its dimensions each")
-    latent = config.get("moe_latent_size")
-    if latent is not None and (not isinstance(latent, int) or latent < 1):
-        raise InputError(f"{where}: moe_latent_size is {latent!r}; expected a positive integer")
+    latent, towers = config.get("moe_latent_size"), config.get("towers")
+    if latent is not None:
+        latent = _whole(latent, "moe_latent_size", where)
+    if "towers" in config and _whole(towers, "towers", where) > 2:
+        raise InputError(f"{where}: towers is {towers}; allowed: 1, 2")
     tied = bool(config.get("tie_word_embeddings"))
-    layout = {"pattern": pattern, "dtype": dtype, "state_dtype": state, "latent": latent, "tied": tied}
-    return Tower(name, config.get("towers"), **layout, notes=tuple(notes), **dims)
+    layout: dict[str, Any] = {"pattern": pattern, "dtype": dtype, "state_dtype": state, "latent": latent, "tied": tied}
+    return Tower(name, towers, **layout, notes=tuple(notes), **dims)
+
+
+def _pattern(config: dict[str, Any], where: str) -> str:
+    pattern, layers = config.get("hybrid_override_pattern"), config.get("layers_block_type")
+    if pattern is None and layers is not None:
+        if not isinstance(layers, list) or not layers or not all(isinstance(layer, str) for layer in layers):
+            raise InputError(f"{where}: layers_block_type is {layers!r:.99}; expected a list of {', '.join(_LAYERS)}")
+        if unknown := set(layers) - set(_LAYERS):
+            found = min(unknown)
+            raise InputError(f"{where}: layers_block_type has {found!r:.99}; allowed: {', '.join(_LAYERS)}")
+        return "".join(_LAYERS[layer] for layer in layers)
+    if not isinstance(pattern, str) or not pattern or set(pattern) - set("ME*-"):
+        raise InputError(f"{where}: hybrid_override_pattern is {pattern!r:.99}; expected a string of M, E, * and -")
+    return pattern
+
+
+def _whole(value: Any, key: str, where: str, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+        raise InputError(
+            f"{where}: {key} is {value!r:.99}; expected a positive integer up to {MOST}, as in a NemotronH config.json"
+        )
+    return value
+
+
+def _check_divisions(dims: dict[str, int], where: str) -> None:
+    """Raise InputError unless heads share their groups evenly and a token's experts are there."""
+    for part, whole in (("kv_heads", "heads"), ("groups", "mamba_heads")):
+        if dims[whole] % dims[part]:
+            found = f"{_FIELDS[whole]} is {dims[whole]}"
+            raise InputError(f"{where}: {found}; expected a multiple of {_FIELDS[part]}, {dims[part]}")
+    if dims["experts_per_token"] > dims["experts"]:
+        found = f"{_FIELDS['experts_per_token']} is {dims['experts_per_token']}"
+        raise InputError(f"{where}: {found}; there are {dims['experts']} ({_FIELDS['experts']})")
 
 
 def load_tower(model: str, base: Path, state_dtype: str | None = None) -> Tower:
     """A preset by name, or any NemotronH ``config.json`` by path relative to ``base``."""
-    path = preset_path("models", model, ".json") or base / model
-    if not path.is_file():
-        raise InputError(f"model {model!r} is neither a preset ({', '.join(names('models'))}) nor a file ({path})")
+    path = named_file("model", model, ".json", base)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a NemotronH config.json: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path}: not a NemotronH config.json: the top level is no object")

@@ -32,7 +32,7 @@ import zlib
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
@@ -195,12 +195,16 @@ class MeasuredLatency(_Part):
         )
 
 
+Coefficient = Annotated[float, Field(ge=-1e4, le=1e4)]
+Spread = Annotated[float, Field(ge=1e-6, le=1e12)]
+
+
 class CommitClass(_Part):
     """A class of requests, and where it was measured: points of (gamma, T), and the first ``blocks`` of an answer."""
 
-    mean: float
-    sd: PositiveFloat
-    blocks: PositiveInt
+    mean: Coefficient
+    sd: Spread
+    blocks: int = Field(ge=1, le=1024)
     points: list[tuple[float, PositiveInt]] = Field(min_length=1)
 
     def covers(self, gamma: float, steps: int) -> bool:
@@ -214,15 +218,15 @@ class CommitClass(_Part):
 
 
 class CommitFigures(_Part):
-    gamma: float
-    committed: float
-    steps: float
-    steps_committed: float
-    block: float
-    block_sd: PositiveFloat
-    concentration: PositiveFloat
-    block_size: PositiveInt
-    classes: dict[str, CommitClass]
+    gamma: Coefficient
+    committed: Coefficient
+    steps: Coefficient
+    steps_committed: Coefficient
+    block: Coefficient
+    block_sd: Spread
+    concentration: Spread
+    block_size: int = Field(ge=1, le=1024)
+    classes: dict[str, CommitClass] = Field(min_length=1)
     fit: dict[str, float] = {}  # relative error of the mean NFE by configuration, log-likelihood, …
 
     def figures(self) -> Figures:

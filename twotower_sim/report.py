@@ -5,6 +5,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy
 import simpy
@@ -27,11 +28,26 @@ def run_and_report(path: Path, overrides: list[str], out: Path | None, timeline:
     out = out or Path("out") / scenario.name
     recorder = Timeline(run) if timeline else None
     errors = Console(stderr=True, quiet=quiet)
-    with progress_bar(errors, len(run.requests), "simulating") as progress:
-        simulate(run, recorder.observe if recorder else None, progress)
-    results = evaluate(run)
-    figures = summary(run, results)
-    machine = {
+    with all_or_nothing() as stage:  # before the work: what cannot be written is said at once
+        files = [stage(out / name) for name in ("summary.json", "requests.csv.gz", "run.json")]
+        trace = stage(timeline) if timeline else None
+        with progress_bar(errors, len(run.requests), "simulating") as progress:
+            simulate(run, recorder.observe if recorder else None, progress)
+        results = evaluate(run)
+        figures = summary(run, results)
+        write_json(files[0], figures)
+        write_requests(files[1], results.columns)
+        if recorder and trace:
+            recorder.write(trace, run, results)
+        write_json(files[2], _circumstances(started) | {"wall_s": time.perf_counter() - clock})
+    if not quiet:
+        print_summary(figures, Console())
+        print(f"Results     {out}/summary.json, requests.csv.gz, run.json" + (f"; {timeline}" if timeline else ""))
+
+
+def _circumstances(started: datetime) -> dict[str, Any]:
+    """What the results do not depend on."""
+    return {
         "command": sys.argv,
         "started": started.isoformat(timespec="seconds"),
         "versions": {
@@ -42,15 +58,6 @@ def run_and_report(path: Path, overrides: list[str], out: Path | None, timeline:
         },
         "machine": {"system": platform.platform(), "processor": platform.machine()},
     }
-    with all_or_nothing() as stage:
-        write_json(stage(out / "summary.json"), figures)
-        write_requests(stage(out / "requests.csv.gz"), results.columns)
-        if recorder and timeline:
-            recorder.write(stage(timeline), run, results)
-        write_json(stage(out / "run.json"), machine | {"wall_s": time.perf_counter() - clock})
-    if not quiet:
-        print_summary(figures, Console())
-        print(f"Results     {out}/summary.json, requests.csv.gz, run.json" + (f"; {timeline}" if timeline else ""))
 
 
 def check_scenario(path: Path, overrides: list[str]) -> None:

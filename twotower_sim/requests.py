@@ -6,6 +6,7 @@ import numpy as np
 
 MOST_TOKENS = 2**31 - 1
 """A request's input or output is shorter; a trace that says otherwise has its columns or units mixed up."""
+LATEST_NS = 1 << 62  # 146 years: the last arrival, with room for what follows in 64 bits
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,23 +48,42 @@ def summary(run: Run, results: Results) -> dict[str, Any]:
 
 @contextmanager
 def all_or_nothing() -> Iterator[Callable[[Path], Path]]:
-    """Gives a function from a file to the path to write it to; puts all in place at the end, removes all on failure."""
+    """Gives a function from a file to the path to write it to; puts all in place at the end, removes all on failure.
+
+    The function makes the file's folder, and raises InputError at once where the file could not be written later.
+    """
     staged: dict[Path, Path] = {}
+    made: list[Path] = []  # folders
 
     def stage(target: Path) -> Path:
+        made.extend(folder for folder in target.parents if not folder.exists())
         target.parent.mkdir(parents=True, exist_ok=True)
-        staged[target] = target.with_name(f".{target.name}.{os.getpid()}")
-        return staged[target]
+        file = target.resolve()
+        if file.exists() and not file.is_file():
+            raise InputError(f"{target}: cannot be written: it is no regular file")
+        if file in staged:
+            raise InputError(f"{target}: cannot be written: another result goes there")
+        written = file.with_name(f".{file.name}.{os.getpid()}")
+        staged[file] = written
+        written.touch()
+        written.unlink()
+        return written
 
     try:
         yield stage
         for target, written in staged.items():
             written.replace(target)
-    except OSError as error:
-        raise InputError(f"{error.filename2 or error.filename}: cannot be written: {error.strerror}") from None
+    except OSError as error:  # that of a full disk names no file
+        targets = {str(written): target for target, written in staged.items()}
+        where = targets.get(str(error.filename), error.filename) or ", ".join(map(str, staged))
+        raise InputError(f"{where}: cannot be written: {error.strerror}") from None
     finally:
         for written in staged.values():
-            written.unlink(missing_ok=True)
+            with suppress(OSError):
+                written.unlink()
+        for folder in sorted(made, reverse=True):  # what is inside first
+            with suppress(OSError):  # it holds results
+                folder.rmdir()
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

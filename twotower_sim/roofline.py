@@ -67,7 +67,7 @@ class _Forward:
 
     def dense(self, tokens: np.ndarray) -> np.ndarray:
         """All that depends on the number of tokens alone: every layer's dense part, all-reduces, kernels."""
-        t = self.tower
+        t, tokens = self.tower, np.asarray(tokens, float)  # of large models 64 bits do not hold the FLOPs
         # state-space duality in chunks (Dao & Gu, 2024): within a chunk, and through the chunk's state
         scan = 2 * t.chunk * (t.groups * t.state + t.inner) + 4 * t.inner * t.state
         mamba_io = 2 * t.hidden + 3 * t.inner + 4 * t.conv_channels + 2 * t.inner

@@ -1,11 +1,12 @@
 """The scenario file: what a user asks. Frozen; unknown keys are errors; every section but ``workload`` has defaults."""
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from twotower_sim.requests import MOST_TOKENS
 from twotower_sim.yaml_file import read_document
@@ -15,10 +16,11 @@ Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Rate = Annotated[float, Field(ge=1e-6, le=1e9)]  # per second
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Milliseconds = Annotated[float, Field(ge=0, le=1e6)]
+LONGEST_NAME = 100
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 # ---------------------------------------------------------------------- workload
@@ -51,7 +53,7 @@ class GammaArrivals(Section):
 
     kind: Literal["gamma"]
     rate_rps: Rate
-    cv: float = Field(gt=0, le=100)
+    cv: float = Field(ge=1e-3, le=100)
 
 
 class ConstantArrivals(Section):
@@ -67,7 +69,7 @@ class TraceWorkload(Section):
     path: str
     format: Literal["auto", "mooncake", "azure"] = "auto"
     limit: Count | None = None
-    window_s: tuple[Seconds, Seconds] | None = None
+    window_s: tuple[Seconds, Seconds] | None = Field(default=None, strict=False)  # a list will do
     rate_scale: float = Field(default=1.0, ge=1e-6, le=1e6)
     spread_quantised: bool = True
 
@@ -104,7 +106,7 @@ Workload = Annotated[TraceWorkload | SyntheticWorkload | ClosedLoopWorkload, Fie
 
 
 class TwoTower(Section):
-    kind: Literal["two_tower"]
+    kind: Literal["two_tower"] = "two_tower"
     gamma: float = Field(default=0.8, gt=0, lt=1)
     block_size: int = Field(default=16, ge=1, le=1024)
     steps_per_block: int = Field(default=16, ge=1, le=1024)
@@ -134,7 +136,7 @@ class Colocated(Section):
 class Split(Section):
     """Each tower on its own GPUs; a round ends when both have finished and states are transferred."""
 
-    kind: Literal["split"]
+    kind: Literal["split"] = "split"
     link: str | None = None  # of the GPU file; null: its fastest
 
 
@@ -144,7 +146,7 @@ Placement = Annotated[Colocated | Split, Field(discriminator="kind")]
 class Deployment(Section):
     gpu: str | None = None  # null: the device of the latency's profile, h100-sxm where there is none
     replicas: int = Field(default=1, ge=1, le=10_000)
-    placement: Placement = Split(kind="split")
+    placement: Placement = Split()
     tensor_parallel: int = Field(default=1, ge=1, le=1024)
 
 
@@ -161,8 +163,8 @@ class Scheduler(Section):
 class Memory(Section):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     kv_block_tokens: Tokens = 16
-    kv_blocks: PositiveInt | None = None
-    state_slots: PositiveInt | None = None
+    kv_blocks: Count | None = None
+    state_slots: Count | None = None
     state_dtype: Literal["float32", "bfloat16"] | None = None
     oversized: Literal["fail", "reject"] = "fail"
 
@@ -177,7 +179,7 @@ class Router(Section):
 
 
 class RooflineLatency(Section):
-    kind: Literal["roofline"]
+    kind: Literal["roofline"] = "roofline"
     moe_routing: Literal["observed", "independent"] = "observed"
     cuda_graphs: bool = True
 
@@ -216,7 +218,7 @@ Latency = Annotated[RooflineLatency | AffineLatency | ProfileLatency, Field(disc
 
 
 class ObservedCommits(Section):
-    kind: Literal["observed"]
+    kind: Literal["observed"] = "observed"
     class_: Literal["mixed", "math", "code"] = Field(default="mixed", alias="class")
     extrapolate: bool = False
 
@@ -249,17 +251,17 @@ class Slo(Section):
 
 
 class Scenario(Section):
-    name: str = Field(default="", max_length=100, pattern=r"^(\w[\w.-]*)?$")
-    seed: NonNegativeInt = 0
+    name: str = Field(default="", max_length=LONGEST_NAME, pattern=r"^(\w[\w.-]*)?$")
+    seed: int = Field(default=0, ge=0, lt=1 << 64)
     workload: Workload
     model: str = "nemotron-twotower-30b-a3b"
-    decoding: Decoding = TwoTower(kind="two_tower")
+    decoding: Decoding = TwoTower()
     deployment: Deployment = Deployment()
     scheduler: Scheduler = Scheduler()
     memory: Memory = Memory()
     router: Router = Router()
-    latency: Latency = RooflineLatency(kind="roofline")
-    commits: Commits = ObservedCommits(kind="observed")
+    latency: Latency = RooflineLatency()
+    commits: Commits = ObservedCommits()
     slo: Slo = Slo()
 
     @property
@@ -290,7 +292,7 @@ def load_scenario(path: Path, overrides: list[str] | None = None) -> Scenario:
     document = read_document(path)
     for assignment in overrides or []:
         document.override(_from_here(assignment, path.parent))
-    document.data.setdefault("name", re.sub(r"[^\w.-]", "-", path.stem))
+    document.data.setdefault("name", re.sub(r"[^\w.-]", "-", path.stem).lstrip("-.")[:LONGEST_NAME] or "scenario")
     _default_kinds(document.data, Scenario.model_construct())
     return document.validate(Scenario)
 
@@ -298,8 +300,8 @@ def load_scenario(path: Path, overrides: list[str] | None = None) -> Scenario:
 def _from_here(assignment: str, base: Path) -> str:
     """A file named on the command line is looked for from the working directory first, then as if in the file."""
     key, _, value = assignment.partition("=")
-    if key.strip().rpartition(".")[2] in ("path", "model", "gpu") and value and Path(value).is_file():
-        return f"{key}={os.path.relpath(value, base)}"
+    if key.strip().rpartition(".")[2] in ("path", "model", "gpu") and os.path.isfile(value):
+        return f"{key}={json.dumps(os.path.relpath(Path(value).resolve(), base.resolve()))}"  # not to be read as YAML
     return assignment
 
 

@@ -65,6 +65,7 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
     tower = load_tower(scenario.model, base, scenario.memory.state_dtype)
     tower.check_parallel(hardware.tensor_parallel)
     warnings += tower.notes
+    warnings += _without_effect(scenario)
     if two_tower and tower.towers == 1:
         raise InputError(
             f"model {scenario.model} has one tower; decoding.kind two_tower needs two, as in nemotron-twotower-30b-a3b"
@@ -171,6 +172,23 @@ def extrapolated_share(run: Run) -> dict[str, float]:
     """By kind of pass, the share of rounds in which it was beyond what the latency's profile holds."""
     rounds = sum(engine.rounds for engine in run.engines)
     return {name: round(count / rounds, 9) for name, count in sorted(run.latency.extrapolated.items())}
+
+
+def _without_effect(scenario: ask.Scenario) -> list[str]:
+    """A warning that names what is set and not read under the kinds chosen."""
+    decoding, latency, placement = scenario.decoding, scenario.latency, scenario.deployment.placement
+    unread = {"decode"}
+    found = []
+    if isinstance(decoding, ask.Autoregressive):
+        unread = {"denoise", "extend"}
+        found += ["commits"] * ("commits" in scenario.model_fields_set)
+        found += ["deployment.placement"] * ("placement" in scenario.deployment.model_fields_set)
+    elif isinstance(placement, ask.Split) and placement.link and not isinstance(latency, ask.RooflineLatency):
+        found.append("deployment.placement.link")
+    if isinstance(latency, ask.AffineLatency):
+        found += [f"latency.{name}" for name in sorted(unread) if getattr(latency, name)]
+    kinds = f"decoding.kind {decoding.kind} and latency.kind {latency.kind}"
+    return [f"set, but without effect with {kinds}: {', '.join(found)}"] if found else []
 
 
 def _load(section: Section, name: str, base: Path, warnings: list[str]) -> Profile:
@@ -304,7 +322,7 @@ def _other_bytes(profile: Profile, tower: Tower) -> list[str]:
     differ = [
         f"{key} {size:,}, not {expected[key]:,}"
         for key, size in found.items()
-        if abs(size / expected[key] - 1) > MEMORY_TOLERANCE
+        if abs(size - expected[key]) > MEMORY_TOLERANCE * expected[key]
     ]
     measured = f"latency was measured on {profile.of('latency').model}, which differs from {tower.name}"
     return [f"{measured}: {'; '.join(differ)}"] if differ else []

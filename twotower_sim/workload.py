@@ -10,11 +10,10 @@ import numpy as np
 from twotower_sim.draws import generator, uniform
 from twotower_sim.errors import InputError
 from twotower_sim.readers import read_trace
-from twotower_sim.requests import MOST_TOKENS, Requests
+from twotower_sim.requests import LATEST_NS, MOST_TOKENS, Requests
 
 BUNCHED = 0.1
 """Share of requests with the time stamp of another from which a trace counts as quantised."""
-LATEST_NS = 1 << 62  # 146 years
 
 
 @dataclass(frozen=True)

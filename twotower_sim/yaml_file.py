@@ -1,10 +1,10 @@
 """YAML files into frozen models, with errors that name file, line, key, what was found and what is allowed."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,12 +16,20 @@ Keys = tuple[str | int, ...]
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe YAML with 1e-5 read as a number (YAML 1.2), which PyYAML takes for a string."""
+    """Safe YAML in which plain words mean what YAML 1.2 says. To PyYAML 1e-5 is text, 010 is 8, 1:30 is 90 and no is
+    false; here 1e-5 is a number and the others are text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list]] = {}
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _tag_name, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]{0,18})", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|(0|[1-9][0-9]*)(?=[eE]))([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag_name}", re.compile(f"^({_pattern})$"), _first)
 
 
 class Document:
@@ -30,34 +38,42 @@ class Document:
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
         self._where: dict[Keys, str] = {}
-        try:
-            node = yaml.compose(text, Loader=_Loader)
-            self.data = self._build(node, ())
-        except yaml.MarkedYAMLError as error:
-            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise InputError(f"{path}{line}: not valid YAML: {error.problem}") from None
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not valid YAML: {error}") from None
+        self.data = self._read(text, (), lambda line: f"{path}:{line}")
         if not isinstance(self.data, dict):
             raise InputError(f"{path}: expected a mapping of keys to values at the top level")
 
-    def _build(self, node: yaml.Node | None, keys: Keys) -> Any:
+    def _read(self, text: str, keys: Keys, place: Callable[[int], str]) -> Any:
+        """The plain value that stands at ``keys``; ``place`` names a line of the text."""
+        try:
+            events: Iterable[Any] = yaml.parse(text, Loader=_Loader)
+            for alias in (event for event in events if isinstance(event, yaml.AliasEvent)):
+                problem = f"the alias *{alias.anchor} is not supported"  # it could make a value endless
+                mark: Any = alias.start_mark
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+            return self._build(yaml.compose(text, Loader=_Loader), keys, place)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise InputError(f"{place(line)}: not valid YAML: {error.problem}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise InputError(f"{place(1)}: not valid YAML: {error}") from None
+
+    def _build(self, node: yaml.Node | None, keys: Keys, place: Callable[[int], str]) -> Any:
         if node is None:
             return None
-        self._where.setdefault(keys, f"{self.path}:{node.start_mark.line + 1}")
+        self._where.setdefault(keys, place(node.start_mark.line + 1))
         if isinstance(node, yaml.SequenceNode):
-            return [self._build(item, (*keys, i)) for i, item in enumerate(node.value)]
+            return [self._build(item, (*keys, i), place) for i, item in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
             return _scalar(node)
         mapping: dict[str, Any] = {}
         for key_node, value in node.value:
-            key, line = _scalar(key_node), f"{self.path}:{key_node.start_mark.line + 1}"
+            key, line = _scalar(key_node), place(key_node.start_mark.line + 1)
             if not isinstance(key, str):
-                raise InputError(f"{line}: key {key!r} is no text")
+                raise InputError(f"{line}: key {key!r:.99} is no text")
             if key in mapping:
                 raise InputError(f"{line}: {_dotted((*keys, key))} stands twice")
             self._where[(*keys, key)] = line
-            mapping[key] = self._build(value, (*keys, key))
+            mapping[key] = self._build(value, (*keys, key), place)
         return mapping
 
     def override(self, assignment: str) -> None:
@@ -66,10 +82,8 @@ class Document:
         keys = tuple(dotted.strip().split("."))
         if not equals or not all(keys):
             raise InputError(f"--set {assignment}: expected section.key=value")
-        try:
-            value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError:
-            raise InputError(f"--set {assignment}: the value is not valid YAML") from None
+        self._forget(keys)
+        value = self._read(text, keys, lambda line: f"--set {assignment}")
         section = self.data
         for i, key in enumerate(keys[:-1]):
             if section.get(key) is None:
@@ -78,12 +92,16 @@ class Document:
             if not isinstance(section[key], dict):
                 raise InputError(f"--set {assignment}: {_dotted(keys[: i + 1])} is no section")
             section = section[key]
-        if keys[-1] == "kind" and section.get("kind") != value:
+        if len(keys) > 1 and keys[-1] == "kind" and section.get("kind") != value:
             section.clear()
+            self._forget(keys[:-1])
+            self._where[keys[:-1]] = f"--set {assignment}"
         section[keys[-1]] = value
-        for known in [known for known in self._where if known[: len(keys)] == keys]:
-            del self._where[known]
         self._where[keys] = f"--set {assignment}"
+
+    def _forget(self, keys: Keys) -> None:
+        """Forget where the value at ``keys`` and its parts stand."""
+        self._where = {known: line for known, line in self._where.items() if known[: len(keys)] != keys}
 
     def where(self, keys: Keys) -> str:
         """File and line (or --set) of a value, or of the nearest section around it."""
@@ -106,9 +124,10 @@ class Document:
 
 def read_document(path: Path) -> Document:
     try:
-        return Document(path, path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return Document(path, text)
 
 
 def load_model(model: type[Model], path: Path) -> Model:
@@ -118,9 +137,13 @@ def load_model(model: type[Model], path: Path) -> Model:
 def _scalar(node: yaml.Node) -> Any:
     loader = _Loader("")
     try:
-        return loader.construct_object(node)
-    except ValueError as error:
-        raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+        value = loader.construct_object(node)
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise ValueError
+        return value
+    except (ValueError, LookupError, AttributeError):  # what constructors raise for tags that do not fit, as !!int ''
+        problem = f"{node.value!r:.60} is no {node.tag.rpartition(':')[2]}"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
     finally:
         loader.dispose()
 
@@ -180,13 +203,13 @@ def _explain(item: Any, keys: Keys, fields: dict[str, Any]) -> str:
     if item["type"] == "union_tag_invalid":
         allowed = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
         nearest = _nearest(context["tag"], allowed)
-        return f"{name}.kind: found {context['tag']!r}; allowed: {', '.join(allowed)}{nearest}"
+        return f"{name}.kind: found {context['tag']!r:.99}; allowed: {', '.join(allowed)}{nearest}"
     if item["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"])
-        return f"{name}: found {found!r}; allowed: {', '.join(allowed)}{_nearest(str(found), allowed)}"
+        return f"{name}: found {found!r:.99}; allowed: {', '.join(allowed)}{_nearest(str(found), allowed)}"
     if item["type"] == "value_error":
         return f"{name}: {context['error']}" if name else str(context["error"])
-    return f"{name}: found {found!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+    return f"{name}: found {found!r:.99}; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def _tags(fields: dict[str, Any], keys: Keys) -> str:

@@ -4,8 +4,8 @@
 import csv
 import re
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,20 +13,35 @@ from twotower_sim.errors import InputError
 from twotower_sim.requests import MOST_TOKENS, Requests
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-_STAMP = re.compile(r"(19|20|21)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?")
+_STAMP = re.compile(r"(19|20|21)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?", re.ASCII)
+_DIGITS = re.compile(r"[0-9 ]*")
 
 
 def sniff(first: str) -> bool:
-    return set(_COLUMNS) <= {name.strip() for name in first.split(",")}
+    try:
+        return set(_COLUMNS) <= set(_header(csv.reader([first])))
+    except csv.Error:
+        return False
 
 
-def read(first: str, rest: Iterator[str], path: Path) -> Requests:
-    header = [name.strip() for name in first.split(",")]
+def _header(rows: Iterator[list[str]]) -> list[str]:
+    """The names in the first row that is not blank."""
+    return next(([name.strip() for name in row] for row in rows if "".join(row).strip()), [])
+
+
+def read(lines: Iterator[str], path: Path) -> Requests:
+    rows = csv.reader(lines, strict=True)
+    try:
+        return _read(rows, path)
+    except csv.Error as error:
+        raise InputError(f"{path}:{rows.line_num}: not CSV: {error}") from None
+
+
+def _read(rows: Any, path: Path) -> Requests:
+    header = _header(rows)
     if missing := set(_COLUMNS) - set(header):
-        raise InputError(f"{path}:1: column {sorted(missing)[0]} is missing; found {', '.join(header)}")
+        raise InputError(f"{path}:{rows.line_num}: column {min(missing)} is missing; found {', '.join(header):.99}")
     at = [header.index(name) for name in _COLUMNS]
-    rows = csv.reader(chain([first], rest))
-    next(rows)
     times, inputs, outputs, numbers = [], [], [], []
     for row in rows:
         if not row:
@@ -52,6 +67,8 @@ def _times_ns(texts: list[str]) -> np.ndarray:
 
 
 def _tokens(texts: list[str]) -> np.ndarray:
+    if not _DIGITS.fullmatch("".join(texts)):  # int also takes 1_000, +1 and digits of other scripts
+        raise ValueError
     tokens = np.array([int(text) for text in texts])
     if len(tokens) and not 0 < tokens.min() <= tokens.max() <= MOST_TOKENS:
         raise ValueError
@@ -67,5 +84,5 @@ def _convert(texts, convert, numbers: list[int], path: Path, expected: str) -> n
             try:
                 convert([text])
             except (ValueError, OverflowError):
-                raise InputError(f"{path}:{number}: {expected}; found {text!r}") from None
+                raise InputError(f"{path}:{number}: {expected}; found {text!r:.99}") from None
         raise

@@ -2,7 +2,6 @@
 ``input_length`` and ``output_length`` (tokens); other keys, such as ``hash_ids``, are allowed."""
 
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,18 @@ import numpy as np
 import orjson
 
 from twotower_sim.errors import InputError
-from twotower_sim.requests import MOST_TOKENS, Requests
+from twotower_sim.requests import LATEST_NS, MOST_TOKENS, Requests
 
-LATEST_MS = 9 * 10**12  # what 64 bits of nanoseconds hold
+LATEST_MS = LATEST_NS // 10**6
 
 
 def sniff(first: str) -> bool:
     return first.lstrip().startswith("{") and '"input_length"' in first
 
 
-def read(first: str, rest: Iterator[str], path: Path) -> Requests:
+def read(lines: Iterator[str], path: Path) -> Requests:
     times, inputs, outputs = [], [], []
-    for number, line in enumerate(chain([first], rest), 1):
+    for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
         try:
