@@ -1,44 +1,34 @@
 """A calibration from its settings to a profile: the composition root of this package."""
 
 import hashlib
-import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from calibrate import checkpoint, machine
-from calibrate.bench import Bench, Skipped, measure
+from calibrate.bench import Bench
 from calibrate.commits import Decoding, decode_prompts, fitted, quality, records
 from calibrate.estimate import Estimate
-from calibrate.grids import GridOf, held_out_errors, refined
 from calibrate.journal import Journal
 from calibrate.model import Config, TwoTower
 from calibrate.prompts import Prompt, read_prompts
-from calibrate.shapes import Point, Shapes, Sizes, points
+from calibrate.shapes import Shapes, Sizes
+from calibrate.survey import Survey, progress
 from calibrate.tiny import FOLDER as TINY
 from calibrate.tokens import tokenizer_of
 from twotower_sim.errors import InputError
 from twotower_sim.gpu import load_gpu
 from twotower_sim.preset import preset_path
 from twotower_sim.profile import (
-    Drift,
     MeasuredDevice,
     MeasuredLatency,
-    MeasuredMemory,
     Profile,
     Provenance,
     save_profile,
-)
-from twotower_sim.profile import (
-    Skipped as SkippedPoint,
 )
 
 DEFAULT_SHAPES = {
@@ -101,6 +91,10 @@ class Calibration:
         self.assumed = load_gpu(assumed, Path()) if assumed else None
 
     def _model(self) -> tuple[Config, str]:
+        config, name = self._dimensions()
+        return config, config.name or name
+
+    def _dimensions(self) -> tuple[Config, str]:
         model = self.settings.model
         path = preset_path("models", model, ".json") or Path(model)
         if self.folder is None and path.is_file():
@@ -177,8 +171,6 @@ class Calibration:
     def run(self, console: Console) -> Profile:
         """Measure, write the profile and return it."""
         settings = self.settings
-        # a new generator for every run: the journal, not the seed, makes a resumed run equal an uninterrupted one
-        torch.manual_seed(settings.seed)
         journal = self._journal()
         if len(journal):
             console.print(f"going on from {journal.path}: {len(journal):,} results are there")
@@ -227,63 +219,10 @@ class Calibration:
         return model
 
     def _latency(self, model: TwoTower, journal: Journal, console: Console) -> MeasuredLatency:
-        settings, sizes = self.settings, Sizes.of(self.config, self.dtype)
+        settings = self.settings
         bench = Bench(model, self.shapes.at_context, settings.seed, settings.graphs)
-        axes, samples, skipped = self.shapes.axes(self.split), {}, {}
-
-        def measured(which: list[Point], what: str) -> None:
-            new = [point for point in which if point not in samples and point not in skipped]
-            with _progress(console, len(new) * settings.repetitions, what) as done:
-                found, left_out = measure(bench, sizes, new, settings.repetitions, journal, done)
-            samples.update(found)
-            skipped.update(left_out)
-
-        first_s, spread = self._reference(bench, journal, "first")
-        measured(list(points(axes)), "passes")
-        for again in range(settings.refine + 1):
-            grids = GridOf(axes, samples, self.shapes)
-            measured(grids.held_out(), "held-out points")
-            errors = held_out_errors(grids, samples)
-            if again < settings.refine:
-                axes = refined(axes, errors, settings.tolerance)
-                measured(list(points(axes)), "refined points")
-        grids = GridOf(axes, samples, self.shapes)
-        again_s, _ = self._reference(bench, journal, "again")
-        drift = Drift(first_s=first_s, again_s=again_s, spread=spread, moved=abs(again_s / first_s - 1) > spread)
-        if drift.moved:
-            console.print(f"Warning: the first point moved from {first_s:.6f} to {again_s:.6f} s, more than its spread")
-        return self._section(grids, held_out_errors(grids, samples), drift, skipped, model)
-
-    def _reference(self, bench: Bench, journal: Journal, when: str) -> tuple[float, float]:
-        """Median and relative spread of the smallest denoise pass, at the start and at the end."""
-        point = Point("denoise", (self.shapes.block_sizes[0], self.shapes.sequences[0], self.shapes.context[0]))
-        samples = journal.get("drift", when)
-        if samples is None:
-            bench.room([point])
-            samples = [bench.time(point) for _ in range(2 + self.settings.repetitions)][2:]
-            journal.add(samples, "drift", when)
-        p20, p80 = np.quantile(samples, (0.2, 0.8))
-        median = statistics.median(samples)
-        return median, float((p80 - p20) / median)
-
-    def _section(self, grids, errors, drift: Drift, skipped: Skipped, model: TwoTower) -> MeasuredLatency:
-        passes = {kind: grids.grid(kind) for kind in grids.axes if kind != "transfer" and grids.has(kind)}
-        cache = model.cache(1, 1).context
-        return MeasuredLatency(
-            passes=passes,
-            transfer=grids.grid("transfer") if "transfer" in grids.axes else None,
-            held_out={kind: of.summary() for kind, of in errors.items() if of.all},
-            drift=drift,
-            memory=MeasuredMemory(
-                bytes_per_sequence=cache.state_bytes,
-                bytes_per_token=max(cache.token_bytes, 1),
-                weights_bytes=sum(checkpoint.weight_bytes(model).values()),
-            ),
-            skipped=[
-                SkippedPoint(**{"pass": point.kind}, point=list(point.values), why=why)
-                for point, why in skipped.items()
-            ],
-        )
+        survey = Survey(bench, self.shapes, Sizes.of(self.config, self.dtype), settings.repetitions, journal, console)
+        return survey.run(settings.refine, settings.tolerance)
 
     def _commits(self, model: TwoTower, journal: Journal, console: Console) -> dict[str, Any]:
         """The sections of a profile that tell of commits; none where there are no prompts."""
@@ -292,7 +231,7 @@ class Calibration:
         assert self.folder is not None
         tokenizer = tokenizer_of(self.folder, self.config)
         total = len(self.prompts) * len(list(self.decoding.modes()))
-        with _progress(console, total, "generating") as done:
+        with progress(console, total, "generating") as done:
             decoded, routing = decode_prompts(model, tokenizer, self.prompts, self.decoding, journal, done)
         found = records(decoded, self.prompts)
         return {
@@ -307,12 +246,12 @@ class Calibration:
         return Profile(
             provenance=Provenance(
                 kind="measured",
-                source=f"calibrate --model {self.name}",
+                source=f"calibrate --model {self.settings.model}",
                 device=f"{device['count']} x {device['name']}" if device["count"] > 1 else device["name"],
-                model=self._revision(),
+                model=self.name,
                 date=datetime.now(UTC).date().isoformat(),
                 notes=self._notes(),
-                environment=machine.environment(self.context) | {"seed": self.settings.seed},
+                environment=machine.environment(self.context) | {"seed": self.settings.seed} | self._revision(),
                 dtype=str(self.dtype).removeprefix("torch."),
                 placement="split" if self.split else "colocated",
                 backend=self.settings.backend,
@@ -323,17 +262,17 @@ class Calibration:
             **commits,
         )
 
-    def _revision(self) -> str:
-        """The model, with its revision where the hub's cache says it, or its weights' hash where they are small."""
+    def _revision(self) -> dict[str, str]:
+        """Of the weights: the hub's, or their hash where they are one file."""
         if self.folder is None:
-            return f"{self.name} (random weights)"
+            return {}
         if self.folder.parent.name == "snapshots":
-            return f"{self.name} @ {self.folder.name}"
+            return {"revision": self.folder.name}
         file = self.folder / checkpoint.SINGLE
         if not file.is_file():
-            return self.name
+            return {}
         with file.open("rb") as opened:
-            return f"{self.name} (sha256 {hashlib.file_digest(opened, 'sha256').hexdigest()[:16]})"
+            return {"weights_sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
     def _notes(self) -> list[str]:
         notes = []
@@ -355,15 +294,3 @@ def _dtype(name: str | None, kind: str) -> torch.dtype:
 
 def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-@contextmanager
-def _progress(console: Console, total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """Silent where the console is no terminal."""
-    if not console.is_terminal or not total:
-        yield lambda done: None
-        return
-    shown = TextColumn(f"{what:16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*shown, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, advance=done)

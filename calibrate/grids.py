@@ -56,9 +56,12 @@ class GridOf:
         """What the simulator makes of a point; NaN where the grids do not say."""
         values = dict(zip(AXES[point.kind], point.values, strict=True))
         size = values.pop("block_size", self._shapes.block_sizes[0])
+        parts = [point.kind.partition("+")[0], "prefill", point.kind] if "+" in point.kind else [point.kind]
+        if not all(kind in self.axes and self.has(kind) for kind in parts):
+            return float("nan")
         if "+" not in point.kind:
             return self._time(point.kind, size).measured(*values.values())
-        shared, prefill = self._time(point.kind.partition("+")[0], size), self._time("prefill", size)
+        shared, prefill = self._time(parts[0], size), self._time("prefill", size)
         forward = ContextForward(shared, prefill, self.grid(point.kind), HULL)
         n, tokens, context = values["sequences"], values["tokens"], self._shapes.at_context
         try:

@@ -32,7 +32,7 @@ TIME_EMBEDDING = 256  # width of the sinusoidal embedding of t
 
 @dataclass(frozen=True)
 class Config:
-    """Dimensions, by the names of a NemotronH ``config.json``; the last three are the two-tower's own."""
+    """Dimensions, by the names of a NemotronH ``config.json``; the mask, the block and the name are the two-tower's."""
 
     hybrid_override_pattern: str
     hidden_size: int
@@ -57,6 +57,7 @@ class Config:
     eos_token_id: int | None = 2
     mask_token_id: int = 3
     block_size: int = 16
+    name: str | None = None
 
     @property
     def inner(self) -> int:
@@ -89,7 +90,7 @@ class Config:
             raise InputError(f"{where}: {missing[0]} is missing; expected a NemotronH config.json")
         for name, value in known.items():
             number = (int, float) if name in ("routed_scaling_factor", "layer_norm_epsilon") else int
-            if name == "hybrid_override_pattern":
+            if name in ("hybrid_override_pattern", "name"):
                 continue
             if not isinstance(value, number) or isinstance(value, bool) or value < 0:
                 raise InputError(f"{where}: {name} is {value!r}; expected a number >= 0, as in a NemotronH config.json")
