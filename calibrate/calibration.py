@@ -237,9 +237,14 @@ class Calibration:
         return {
             "commit_records": found,
             "commits": fitted(found, self.config.block_size),
-            "quality": quality(decoded, self.prompts, str(self.settings.tasks.name) if self.settings.tasks else None),
+            "quality": quality(decoded, self.prompts, self._task()),
             "routing": routing,
         }
+
+    def _task(self) -> str:
+        """What the answers are of."""
+        given = self.settings.tasks or self.settings.prompts
+        return given.name if given else "bundled prompts"
 
     def _profile(self, model: TwoTower, latency: MeasuredLatency | None, commits: dict[str, Any]) -> Profile:
         device = self._device_facts()

@@ -191,9 +191,7 @@ def records(decoded: dict[tuple[Any, ...], list[Decoded]], prompts: Sequence[Pro
     ]
 
 
-def quality(
-    decoded: dict[tuple[Any, ...], list[Decoded]], prompts: Sequence[Prompt], task: str | None
-) -> list[Quality]:
+def quality(decoded: dict[tuple[Any, ...], list[Decoded]], prompts: Sequence[Prompt], task: str) -> list[Quality]:
     """Of every class at every operating point."""
     out = []
     for class_ in sorted({prompt.class_ for prompt in prompts}):

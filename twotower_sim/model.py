@@ -207,7 +207,10 @@ def tower_from_config(config: dict[str, Any], name: str, where: str, state_dtype
         raise InputError(f"{where}: towers is {towers}; allowed: 1, 2")
     tied = bool(config.get("tie_word_embeddings"))
     layout: dict[str, Any] = {"pattern": pattern, "dtype": dtype, "state_dtype": state, "latent": latent, "tied": tied}
-    return Tower(name, towers, **layout, notes=tuple(notes), **dims)
+    own_name = config.get("name", name)
+    if not isinstance(own_name, str):
+        raise InputError(f"{where}: name is {own_name!r}; expected text")
+    return Tower(own_name, towers, **layout, notes=tuple(notes), **dims)
 
 
 def _pattern(config: dict[str, Any], where: str) -> str:

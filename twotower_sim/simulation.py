@@ -100,7 +100,7 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
     plans = None
     if isinstance(decoding, ask.TwoTower):
         schedule = BlockSchedule(scenario.memory.kv_block_tokens, decoding.block_size, decoding.most_steps)
-        law, provenance["commits"] = _commits(scenario, base, requests.output_tokens, warnings)
+        law, provenance["commits"] = _commits(scenario, tower, base, requests.output_tokens, warnings)
         plans = BlockPlans(law, scenario.seed, requests.output_tokens)
     rejected = _oversized(scenario, tower, requests, schedule, memory)
     gpus = hardware.replicas * hardware.tensor_parallel * (2 if split else 1)
@@ -342,7 +342,7 @@ def _link(scenario: ask.Scenario, gpu: Gpu):
 
 
 def _commits(
-    scenario: ask.Scenario, base: Path, output_tokens: np.ndarray, warnings: list[str]
+    scenario: ask.Scenario, tower: Tower, base: Path, output_tokens: np.ndarray, warnings: list[str]
 ) -> tuple[CommitLaw, str]:
     """The law of commits at the scenario's operating point, and where its figures are from."""
     commits, decoding = scenario.commits, scenario.decoding
@@ -371,8 +371,8 @@ def _commits(
             f"{commits.class_}; they are taken to be as hard as the last of these"
         )
     source = profile.of("commits")
-    if source.model not in (scenario.model, PUBLISHED.get(scenario.model)):
-        warnings.append(f"commits were {source.kind} on {source.model}, not on {scenario.model}")
+    if source.model not in (tower.name, PUBLISHED.get(scenario.model)):
+        warnings.append(f"commits were {source.kind} on {source.model}, not on {tower.name}")
     if decoding.block_size > MOST_FITTED:
         raise InputError(
             f"decoding.block_size: found {decoding.block_size}; beyond {MOST_FITTED} use commits.kind constant"
