@@ -8,8 +8,10 @@ from calibrate.model import Config
 from calibrate.shapes import Point, Shapes, Sizes, context_of, points
 from twotower_sim.profile import AXES
 
-LAYER_OVERHEAD_S = {"cuda": 40e-6, "cpu": 250e-6}
+LAYER_OVERHEAD_S = {"cuda": 40e-6, "cpu": 400e-6}
 """Launches of a layer's kernels, of the order that eager torch shows."""
+REACHED = {"cuda": 0.5, "cpu": 0.15}
+"""Share of a copy's bandwidth and a large GEMM's throughput that small passes reach, of the order of what was seen."""
 TRANSFER_BYTES_PER_S = 25e9
 STEPS_A_BLOCK = 9
 HELD_OUT = 0.3  # points held out, as a share of those on the grid
@@ -71,4 +73,5 @@ class Estimate:
         )
         flops = 2 * sizes.active * tokens
         bound = max(moved / (device["memory_bandwidth_gb_per_s"] * 1e9), flops / (device["bf16_tflops"] * 1e12))
+        bound /= REACHED[self._kind]
         return bound + len(config.hybrid_override_pattern) * LAYER_OVERHEAD_S[self._kind]

@@ -148,7 +148,8 @@ def _nvidia_smi(device: torch.device) -> dict[str, Any]:
 def _commit() -> dict[str, Any]:
     here = Path(__file__).parent
     commit = _said("git", "-C", str(here), "rev-parse", "HEAD")
-    return {"commit": commit, "dirty": bool(_said("git", "-C", str(here), "status", "--porcelain"))} if commit else {}
+    code = "status", "--porcelain", "--", ".", "../twotower_sim"
+    return {"commit": commit, "dirty": bool(_said("git", "-C", str(here), *code))} if commit else {}
 
 
 def _cpu_name() -> str:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from calibrate.checkpoint import load
 from calibrate.generate import two_tower
-from calibrate.model import Config
+from calibrate.model import Config, Segment
 from calibrate.tiny import FOLDER, corpus, stages, train
 from calibrate.tiny import training_model as form
 from calibrate.tiny.progression import Budget, Progression
@@ -269,3 +269,24 @@ def test_it_commits_templates_faster_than_code_and_faster_at_a_lower_threshold()
     assert template > 2
     assert template > 1.2 * tokens_per_forward("code", 0.8)
     assert tokens_per_forward("template", 0.5) > template > tokens_per_forward("template", 0.95)
+
+
+def test_the_form_that_trains_equals_the_decoder():
+    """Of the shipped weights: a prompt, and every block denoised beside the context before it."""
+    cpu = torch.device("cpu")
+    model = load(FOLDER, cpu, cpu, torch.float32)
+    weights = {name: tensor.float() for name, tensor in load_file(FOLDER / "model.safetensors").items()}
+    ids = ids_of(3)
+    read = form.context(weights, CONFIG, ids)
+    caches, rows = model.cache(2, 64), torch.arange(2)
+    (hidden,) = model.context_pass([Segment(rows, ids)], caches)
+    torch.testing.assert_close(model.context_lm_head(hidden), read.logits, rtol=1e-3, atol=1e-3)
+    noisy, share = ids.unflatten(1, (3, 16)).clone(), torch.tensor([[1.0, 0.5, 0.25], [0.75, 1.0, 0.5]])
+    noisy[..., ::2] = 3
+    denoised = form.denoise(weights, CONFIG, noisy, share, read.layers)
+    for block in range(3):
+        caches = model.cache(2, 64)
+        if block:
+            model.context_pass([Segment(rows, ids[:, : 16 * block])], caches)
+        logits = model.denoise(noisy[:, block], rows, share[:, block], caches)
+        torch.testing.assert_close(logits, denoised.logits[:, block], rtol=1e-3, atol=1e-3)
