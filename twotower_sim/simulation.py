@@ -324,7 +324,8 @@ def _other_bytes(profile: Profile, tower: Tower) -> list[str]:
         for key, size in found.items()
         if abs(size - expected[key]) > MEMORY_TOLERANCE * expected[key]
     ]
-    measured = f"latency was measured on {profile.of('latency').model}, which differs from {tower.name}"
+    source = profile.of("latency")
+    measured = f"latency was measured on {source.model} in {source.dtype}, not on {tower.name} in {tower.dtype}"
     return [f"{measured}: {'; '.join(differ)}"] if differ else []
 
 

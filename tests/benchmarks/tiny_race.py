@@ -1,6 +1,6 @@
 """Wall time of the tiny two-tower against its own context tower, on this CPU; not part of CI.
 
-.venv/bin/python tests/benchmarks/tiny_race.py
+.venv/bin/python tests/benchmarks/tiny_race.py > reports/tiny_race.md
 """
 
 import statistics
@@ -29,6 +29,14 @@ def main() -> None:
     cpu = torch.device("cpu")
     model = load(FOLDER, cpu, cpu, torch.float32)
     prompts = read_prompts(FOLDER / "prompts.jsonl")
+    print("# The tiny two-tower against its own context tower\n")
+    print(
+        f"Wall time of {NEW_TOKENS} new tokens, prompts of 128 bytes, greedy, gamma {GAMMA}, T {STEPS}, fp32 on one core; medians of"
+    )
+    print(
+        f"{RUNS} interleaved pairs; measured by `python tests/benchmarks/tiny_race.py`. Bits a byte and answers at each gamma and T:"
+    )
+    print("`twotower-sim profile show reports/tiny-cpu.profile.json.gz`.\n")
     print("| prompts | batch | NFE a block | two towers, s | autoregressive, s | speed-up | of pairs |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for class_ in sorted({prompt.class_ for prompt in prompts}, reverse=True):
@@ -44,7 +52,8 @@ def main() -> None:
             two_s, alone_s = (statistics.median(column) for column in zip(*pairs, strict=True))
             ratios = sorted(alone / two for two, alone in pairs)
             row = class_, batch, f"{statistics.mean(steps):.2f}", f"{two_s:.2f}", f"{alone_s:.2f}"
-            print("|", *row, f"{statistics.median(ratios):.2f}", f"{ratios[0]:.2f} to {ratios[-1]:.2f} |", sep=" | ")
+            spread = f"{statistics.median(ratios):.2f}", f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+            print("| " + " | ".join(map(str, row + spread)) + " |", flush=True)
 
 
 if __name__ == "__main__":
