@@ -34,14 +34,18 @@ class Bench:
         """A cache that holds any of ``points``."""
         size = self.model.config.block_size
         tokens = max(context_of(p, self.at_context) + 2 * new_tokens(p, size) for p in points)
-        self._caches = self._passes = None  # give the memory back first
+        self.release()
         self._caches = self.model.cache(max(p.sequences for p in points) + 1, tokens)
         self._passes = Passes(self.model, self._caches, self._graphs)
-        generator = torch.Generator(self.model.device).manual_seed(self._seed)
         for cache in {id(c): c for c in (self._caches.context, self._caches.denoiser)}.values():
             generator = torch.Generator(cache.device).manual_seed(self._seed)
             for tensor in [*cache.keys.values(), *cache.values.values(), *cache.conv.values(), *cache.ssm.values()]:
                 tensor.normal_(generator=generator)
+
+    def release(self) -> None:
+        """Give the memory of the cache back to its devices."""
+        self._caches = self._passes = None
+        torch.cuda.empty_cache()
 
     def time(self, point: Point) -> float:
         """Seconds of one pass of the shape of ``point``."""
@@ -110,6 +114,7 @@ def _measure_group(bench, sizes, todo, repetitions, journal, done, samples: Samp
         todo.remove(point)
         done(repetitions - len(samples[point]))
 
+    bench.release()  # what the last context took is free for this one
     free = min(free_bytes(device) for device in (bench.model.device, bench.model.denoiser_device))
     for point in list(todo):
         if (needed := cache_bytes(point, bench.at_context, sizes, bench.model.config.block_size)) > 0.9 * free:

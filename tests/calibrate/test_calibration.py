@@ -180,6 +180,19 @@ def test_a_cache_beyond_memory_is_not_tried(config, tmp_path, monkeypatch):
     assert why
 
 
+def test_memory_is_counted_with_the_last_cache_given_back(config, tmp_path, monkeypatch):
+    held, room = [], Bench.room
+
+    def keep(self, points):
+        monkeypatch.setattr("calibrate.bench.free_bytes", lambda device: held.append(self._caches) or 1 << 30)
+        room(self, points)
+
+    monkeypatch.setattr(Bench, "room", keep)
+    random_weights(config, tmp_path / "p.json")
+    assert held
+    assert not any(held)
+
+
 def test_a_full_disk_keeps_what_is_there(config, tmp_path, monkeypatch):
     written = Journal._write
 
