@@ -19,6 +19,7 @@ from calibrate.shapes import Point, Sizes, cache_bytes, context_of, new_tokens
 Samples = dict[Point, list[float]]
 Skipped = dict[Point, str]
 WARM_UP = 2
+USABLE = 0.9  # share of the free memory that a cache may take
 
 
 class Bench:
@@ -108,22 +109,36 @@ def measure(
 
 
 def _measure_group(bench, sizes, todo, repetitions, journal, done, samples: Samples, skipped: Skipped) -> None:
+    """Points of one context, round by round; as many share a cache as fit into memory together."""
+
     def skip(point: Point, why: str) -> None:
         skipped[point] = why
         journal.add(why, point.kind, point.values, "skipped")
-        todo.remove(point)
         done(repetitions - len(samples[point]))
+
+    def needed(points: list[Point]) -> int:
+        return cache_bytes(points, bench.at_context, sizes, bench.model.config.block_size)
 
     bench.release()  # what the last context took is free for this one
     free = min(free_bytes(device) for device in (bench.model.device, bench.model.denoiser_device))
-    for point in list(todo):
-        if (needed := cache_bytes(point, bench.at_context, sizes, bench.model.config.block_size)) > 0.9 * free:
-            skip(point, f"out of memory: the cache takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-    if not todo:
-        return
-    bench.room(todo)
+    groups: list[list[Point]] = []
+    for point in todo:
+        if (size := needed([point])) > USABLE * free:
+            skip(point, f"out of memory: the cache takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+            continue
+        fitting = (group for group in groups if needed([*group, point]) <= USABLE * free)
+        group = next(fitting, None)
+        if group is None:
+            groups.append(group := [])
+        group.append(point)
+    for group in groups:
+        _measure_together(bench, group, repetitions, journal, done, samples, skip)
+
+
+def _measure_together(bench, group, repetitions, journal, done, samples: Samples, skip: Callable) -> None:
+    bench.room(group)
     for repetition in range(-WARM_UP, repetitions):
-        for point in list(todo):
+        for point in list(group):
             if 0 <= repetition < len(samples[point]):
                 continue
             try:
@@ -133,6 +148,7 @@ def _measure_group(bench, sizes, todo, repetitions, journal, done, samples: Samp
                     raise
                 torch.cuda.empty_cache()
                 skip(point, f"out of memory: {str(error).splitlines()[0]}")
+                group.remove(point)
                 continue
             if repetition >= 0:
                 samples[point].append(seconds)

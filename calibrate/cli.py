@@ -140,3 +140,6 @@ def main() -> None:
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        print(f"Error: {error.name} is not installed: pip install 'twotower-sim[calibrate]'", file=sys.stderr)
+        sys.exit(2)

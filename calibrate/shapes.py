@@ -1,6 +1,6 @@
 """Which shapes of passes to measure, and what they take of memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -98,7 +98,7 @@ class Sizes:
         )
 
 
-def cache_bytes(point: Point, at_context: int, sizes: Sizes, block_size: int) -> int:
-    """What the cache of a point takes on each device."""
-    held = context_of(point, at_context) + 2 * new_tokens(point, block_size)
-    return (point.sequences + 1) * (sizes.state_bytes + held * sizes.token_bytes)
+def cache_bytes(points: Sequence[Point], at_context: int, sizes: Sizes, block_size: int) -> int:
+    """What one cache for any of ``points`` takes on each device."""
+    held = max(context_of(point, at_context) + 2 * new_tokens(point, block_size) for point in points)
+    return (max(point.sequences for point in points) + 1) * (sizes.state_bytes + held * sizes.token_bytes)

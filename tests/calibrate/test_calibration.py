@@ -2,20 +2,23 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from small_model import CONFIG, small_model
 from typer.testing import CliRunner
 
-from calibrate.bench import Bench
+from calibrate.bench import USABLE, Bench
 from calibrate.calibration import BUNDLED
 from calibrate.checkpoint import save
 from calibrate.cli import app, main
 from calibrate.grids import GridOf, held_out_errors, refined
 from calibrate.journal import Journal
+from calibrate.model import Config
 from calibrate.prompts import read_prompts
-from calibrate.shapes import Point, Shapes, points
+from calibrate.shapes import Point, Shapes, Sizes, cache_bytes, points
 from twotower_sim.cli import app as simulator
 from twotower_sim.errors import InputError
 from twotower_sim.profile import load_profile
@@ -191,6 +194,30 @@ def test_memory_is_counted_with_the_last_cache_given_back(config, tmp_path, monk
     random_weights(config, tmp_path / "p.json")
     assert held
     assert not any(held)
+
+
+def test_points_that_fit_alone_but_not_together_are_all_measured(config, tmp_path, monkeypatch):
+    """One cache for the largest batch and the longest prompt would be larger than either point's."""
+    rooms, room = [], Bench.room
+    points_of = {Point("extend+prefill", (4, 16)), Point("extend+prefill", (1, 64))}
+    sizes = Sizes.of(Config.of(BYTES, "test"), torch.float32)
+    limit = max(cache_bytes([point], 64, sizes, 16) for point in points_of)
+    assert cache_bytes(list(points_of), 64, sizes, 16) > limit
+    monkeypatch.setattr("calibrate.bench.free_bytes", lambda device: int(limit / USABLE) + 1)
+    monkeypatch.setattr(Bench, "room", lambda self, points: (rooms.append(points), room(self, points)))
+    random_weights(config, tmp_path / "p.json")
+    latency = load_profile(str(tmp_path / "p.json")).latency
+    grid = latency.passes["extend+prefill"]
+    assert [median is not None for median in grid.median_s] == [True, True, True, False]  # (4, 64) alone is too large
+    assert {s.pass_ for s in latency.skipped} >= {"extend+prefill"}
+    assert all(cache_bytes(points, 64, sizes, 16) <= limit for points in rooms)
+
+
+def test_a_missing_extra_is_said(tmp_path):
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['calibrate', '--dry-run']; from calibrate.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "Error: torch is not installed: pip install 'twotower-sim[calibrate]'\n"
 
 
 def test_a_full_disk_keeps_what_is_there(config, tmp_path, monkeypatch):
