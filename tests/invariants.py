@@ -2,13 +2,17 @@
 
 import numpy as np
 
-from twotower_sim.visible import Ticks, block_times
+from twotower_sim.kv_cache import PrefixCache
+from twotower_sim.metrics import visible_blocks
+from twotower_sim.rounds import RoundEngine
+from twotower_sim.tandem import Tandem
+from twotower_sim.visible import Ticks
 
 
 def check(run, results) -> None:
     conservation(results)
     causality(results.columns)
-    if run.plans:
+    if run.luck:
         blocks_are_whole(run)
     memory_is_given_back(run)
     no_replica_idles(run, results.columns)
@@ -37,9 +41,9 @@ def blocks_are_whole(run) -> None:
     decoding = run.scenario.decoding
     ticks = Ticks([engine.tick_end_ns for engine in run.engines])
     finished = np.frombuffer(run.records.finish_ns, np.int64) >= 0
-    expected = run.plans.blocks_of * finished
+    expected = run.luck.plans.blocks_of * finished
     seen = np.zeros(len(run.requests), np.int64)
-    for chunk in block_times(run.records.segments(), ticks, run.plans):
+    for chunk in visible_blocks(run, run.records.segments(), ticks):
         seen += np.bincount(chunk.request, minlength=len(seen))
         same = chunk.request[1:] == chunk.request[:-1]
         assert (np.diff(chunk.block)[same] == 1).all()
@@ -47,7 +51,7 @@ def blocks_are_whole(run) -> None:
         assert (chunk.ready_ns < chunk.visible_ns).all()
     assert (seen == expected).all()
     for request in range(0, len(run.requests), max(1, len(run.requests) // 20)):
-        for sizes in run.plans.sizes(request):
+        for sizes in run.luck.plans.sizes(request):
             obeys_the_rule(sizes, decoding.block_size, decoding.steps_per_block)
 
 
@@ -64,13 +68,23 @@ def obeys_the_rule(sizes: list[int], block_size: int, steps_per_block: int) -> N
 def memory_is_given_back(run) -> None:
     """4. Nothing is held after finish; peaks stay inside the pools."""
     for engine in run.engines:
-        assert engine.kv_used == engine.context == engine.decoding == engine.queued_tokens == 0
-        assert not engine.running
-        assert not engine.queue
-        assert engine.kv_peak <= run.memory.kv_blocks
-        assert engine.seats_peak <= min(run.memory.state_slots, run.scenario.scheduler.max_num_seqs)
-        assert not any(engine._rings.passes)
-        assert not any(engine._rings.growth)
+        assert engine.outstanding_requests == engine.outstanding_tokens == 0
+        if run.fast:
+            assert engine.kv_used == engine.context == engine.decoding == engine.queued_tokens == 0
+            assert not any(engine._rings.passes)
+            assert not any(engine._rings.growth)
+        for cache in caches(engine):
+            assert cache.used == 0
+            if isinstance(cache, PrefixCache):
+                cache.check()
+        assert engine.kv_peak <= max(side.kv_blocks for side in run.memory.sides)
+        assert engine.seats_peak <= run.memory.state_slots
+
+
+def caches(engine) -> list:
+    if isinstance(engine, Tandem):
+        return [server.cache for server in (*engine.contexts, *engine.denoisers)]
+    return [engine.cache] if isinstance(engine, RoundEngine) else []
 
 
 def no_replica_idles(run, c) -> None:

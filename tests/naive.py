@@ -26,6 +26,7 @@ class NaiveSequence:
 
 @dataclass
 class NaiveEngine:
+    driven = True
     latency: object
     limits: object
     block_size: int | None  # None: autoregressive
@@ -104,7 +105,7 @@ class NaiveEngine:
     def round(self):
         self.preempted = False
         chunks, decodes = [], []
-        if self.limits.prefill_first:
+        if self.limits.prefill == "first":
             self.prefill(self.limits.max_num_batched_tokens, chunks)
         if not chunks:
             budget = self.limits.max_num_batched_tokens
@@ -112,7 +113,8 @@ class NaiveEngine:
                 if s not in self.running or budget <= 0:
                     continue
                 if s.fresh:
-                    budget -= self.chunk(s, budget, chunks)
+                    if self.limits.prefill == "mixed" or all(other.fresh for other in self.running):
+                        budget -= self.chunk(s, budget, chunks)
                 elif s.steps is None:
                     if self.grow(s, self.size(s)):
                         decodes.append(s)
@@ -120,7 +122,8 @@ class NaiveEngine:
                 elif not s.extending or self.grow(s, s.computed + self.block_size):
                     decodes.append(s)
                     budget -= self.block_size
-            if not self.preempted and not self.limits.prefill_first:
+            alone = all(s.fresh for s in self.running)
+            if not self.preempted and (self.limits.prefill == "mixed" or (self.limits.prefill == "last" and alone)):
                 self.admit_from_queue(budget, chunks)
         self.run(decodes, chunks)
 

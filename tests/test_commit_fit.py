@@ -8,8 +8,8 @@ import pytest
 from calibrate.commit_fit import Likelihood, Observations, Prompt, errors, figures, fit, loss, steps_moments, vector
 from calibrate.observed import BLOCKS_OF, read
 from twotower_sim.commits import FittedCommits, steps_ahead
+from twotower_sim.luck import OBSERVED
 from twotower_sim.profile import load_profile
-from twotower_sim.simulation import OBSERVED
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from invariants import obeys_the_rule
 
 from twotower_sim.commits import LEVELS, ConstantCommits, Difficulty, Figures, FittedCommits, steps_ahead
+from twotower_sim.luck import MOST_FITTED, OBSERVED
 from twotower_sim.plan import BlockPlans
 from twotower_sim.profile import load_profile
-from twotower_sim.simulation import MOST_FITTED, OBSERVED
 
 FIGURES = load_profile(OBSERVED).commits.figures()
 

@@ -9,14 +9,15 @@ from naive import NaiveEngine, NaiveSequence
 from profiles import grid
 
 from twotower_sim.admission import ADMISSION
-from twotower_sim.engine import FOREVER_NS, Engine, Limits
+from twotower_sim.engine import FOREVER_NS, Engine
 from twotower_sim.errors import InputError
 from twotower_sim.fleet import Fleet
-from twotower_sim.latency import Latency
+from twotower_sim.latency import Host, Latency
 from twotower_sim.measured import Hull, autoregressive_measured, two_tower_measured
 from twotower_sim.plan import BlockPlans
 from twotower_sim.profile import AXES, MeasuredLatency
 from twotower_sim.records import Records
+from twotower_sim.replica import Limits
 from twotower_sim.requests import Requests
 from twotower_sim.router import ROUTERS
 from twotower_sim.schedule import BlockSchedule, Sequence, TokenSchedule
@@ -72,7 +73,7 @@ class Case:
             kv_block_tokens=kv_block,
             state_slots=rng.choice([1 << 30, max(1, seqs - 1)]),
             chunked_prefill=chunked,
-            prefill_first=rng.random() < 0.4,
+            prefill=rng.choice(["mixed", "mixed", "first", "last"]),
         )
 
     def _latency(self) -> Latency:
@@ -190,7 +191,7 @@ class MeasuredCase(Case):
         for of in grids.values():  # noise makes times fall here and there
             of |= {"median_s": [rng.uniform(0.8, 1) * s for s in of["median_s"]], "p20_s": [], "p80_s": []}
         of = MeasuredLatency.model_validate({"transfer": grids.pop("transfer"), "passes": grids})
-        hull, end = Hull("random", rng.random() < 0.6), (1e-4, seqs, not self.limits.prefill_first)
+        hull, end = Hull("random", rng.random() < 0.6), (Host(1e-4), seqs, self.limits.prefill != "first")
         if self.autoregressive:
             return autoregressive_measured(of, hull, *end)
         return two_tower_measured(of, hull, self.block_size, rng.random() < 0.5, *end)
@@ -238,7 +239,7 @@ def test_the_random_cases_are_hard():
             fast.submit(case.sequence(request), at)
         fast.advance(FOREVER_NS)
         preempted[case.autoregressive] += fast.preemptions
-    assert min(preempted.values()) > 100
+    assert min(preempted.values()) > 60
 
 
 @pytest.mark.parametrize("router", sorted(ROUTERS))

@@ -14,6 +14,7 @@ from invariants import check
 from profiles import SEQUENCES, measured_profile, write
 
 from twotower_sim.errors import InputError
+from twotower_sim.latency import Host
 from twotower_sim.measured import Hull, PassTime, autoregressive_measured, rising, two_tower_measured
 from twotower_sim.preset import ROOT
 from twotower_sim.profile import Grid, MeasuredLatency, Profile
@@ -21,6 +22,7 @@ from twotower_sim.result import summary
 from twotower_sim.simulation import extrapolated_share, simulate
 
 MOST = SEQUENCES[-1]
+NO_HOST = Host()
 PRESETS = ROOT / "profiles"
 
 
@@ -28,13 +30,13 @@ def measured(**changes) -> MeasuredLatency:
     return Profile.model_validate(measured_profile(**changes)).latency
 
 
-def two_tower(of=None, extrapolate=False, split=False, host_s=0.0, block_size=16, mixes=True, most=MOST):
+def two_tower(of=None, extrapolate=False, split=False, host=NO_HOST, block_size=16, mixes=True, most=MOST):
     hull = Hull("hand.json", extrapolate)
-    return two_tower_measured(of or measured(), hull, block_size, split, host_s, most, mixes)
+    return two_tower_measured(of or measured(), hull, block_size, split, host, most, mixes)
 
 
-def autoregressive(of=None, extrapolate=False, host_s=0.0, mixes=True):
-    return autoregressive_measured(of or measured(), Hull("hand.json", extrapolate), host_s, MOST, mixes)
+def autoregressive(of=None, extrapolate=False, mixes=True):
+    return autoregressive_measured(of or measured(), Hull("hand.json", extrapolate), NO_HOST, MOST, mixes)
 
 
 def points(grid: Grid):
@@ -84,7 +86,7 @@ def test_between_points_it_is_linear():
 
 def test_a_round_apart_ends_when_both_towers_have_finished_and_sent():
     of = measured()
-    latency, together = two_tower(of, split=True, host_s=1e-3), two_tower(of, host_s=1e-3)
+    latency, together = two_tower(of, split=True, host=Host(1e-3)), two_tower(of, host=Host(1e-3))
     for shape in ((64, 64 * 256, 1, 256), (1, 256, 64, 64 * 256)):
         denoiser_s, context_s, round_s = latency.decode(*shape)
         sent_s = 1e-3 * (0.1 + 0.02 * shape[2] + 1e-4 * 16 * shape[2])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from twotower_sim.drafter import DrafterBytes, ModelDrafter, MtpDrafter, NgramDrafter
 from twotower_sim.errors import InputError
 from twotower_sim.gpu import load_gpu
 from twotower_sim.memory import plan_memory
@@ -13,6 +14,7 @@ from twotower_sim.model import load_tower
 from twotower_sim.preset import preset_path
 
 TOWER = load_tower("nemotron-twotower-30b-a3b", Path())
+ONE_TOWER = {"two_tower": False, "split": False, "pass_tokens": 1}
 
 
 def plan(gpu="h100-sxm", tower=TOWER, **changes):
@@ -31,8 +33,8 @@ def plan(gpu="h100-sxm", tower=TOWER, **changes):
     return plan_memory(tower, load_gpu(gpu, Path()), **options)
 
 
-def used(plan, side):
-    pools = plan.kv_blocks * plan.kv_block_bytes + plan.state_slots * plan.state_bytes
+def used(side):
+    pools = side.kv_blocks * side.kv_block_bytes + side.state_slots * side.state_bytes
     return side.weights + side.workspace + pools
 
 
@@ -49,7 +51,7 @@ def used(plan, side):
 )
 def test_pools_fill_the_smaller_side_and_no_more(gpu, changes):
     found = plan(gpu, **changes)
-    fullest = max(used(found, side) for side in found.sides)
+    fullest = max(used(side) for side in found.sides)
     capacity = found.sides[0].capacity
     assert capacity - found.kv_block_bytes < fullest <= capacity
     assert 1 <= found.state_slots <= changes.get("max_num_seqs", 128)
@@ -121,6 +123,80 @@ def test_without_attention_every_sequence_has_room():
 def test_advice_is_what_can_still_be_done(changes, advice):
     with pytest.raises(InputError, match=rf"\. {advice}"):
         plan(**changes)
+
+
+# ---------------------------------------------------------------------- every way to place and decode
+
+
+def test_towers_in_tandem_fill_their_own_gpus():
+    found, step = plan("h200", servers=(1, 3), max_num_seqs=64), plan("h200", max_num_seqs=64)
+    context, denoiser = found.sides
+    assert (context.state_slots, denoiser.state_slots) == (3 * 64, 64)
+    assert context.kv_blocks != denoiser.kv_blocks
+    for side in found.sides:
+        assert side.capacity - side.kv_block_bytes < used(side) <= side.capacity
+    assert (found.kv_blocks, found.state_slots) == (context.kv_blocks, context.state_slots)
+    assert step.sides[0].kv_blocks == step.sides[1].kv_blocks == min(side.kv_blocks for side in step.sides)
+    assert [side.state_slots for side in plan("h200", servers=(3, 2), max_num_seqs=64).sides] == [43, 64]
+
+
+def test_towers_of_two_degrees_share_the_pools_that_both_can_hold():
+    found = plan("h200", denoiser_tensor_parallel=2)
+    context, denoiser = found.sides
+    assert denoiser.weights == pytest.approx(context.weights / 2, rel=0.01)
+    assert (denoiser.kv_block_bytes, denoiser.state_bytes) == (context.kv_block_bytes // 2, context.state_bytes // 2)
+    assert (context.kv_blocks, context.state_slots) == (denoiser.kv_blocks, denoiser.state_slots)
+    assert context.capacity - context.kv_block_bytes < used(context) <= context.capacity
+    with pytest.raises(InputError, match="tensor_parallel: found context 1, denoiser 2; colocated"):
+        plan("h200", split=False, denoiser_tensor_parallel=2)
+
+
+def test_a_state_for_every_position_that_drafts_are_rolled_back_to():
+    one, four = (plan(**ONE_TOWER, states_per_sequence=n, state_slots=32) for n in (1, 4))
+    assert four.state_bytes == 4 * one.state_bytes
+    states = 3 * 32 * one.state_bytes
+    assert (one.kv_blocks - four.kv_blocks) * one.kv_block_bytes == pytest.approx(states, abs=one.kv_block_bytes)
+    assert plan(**ONE_TOWER, states_per_sequence=4, max_num_seqs=1000).state_slots < 40
+
+
+def test_drafters_take_memory_beside_the_tower():
+    small = replace(TOWER, pattern="M*-" * 8, hidden=1024, experts=0, experts_per_token=0)
+    for degree in (1, 2, 4):
+        none, mtp, model = (d.bytes_on_gpu(TOWER, degree) for d in (NgramDrafter(), MtpDrafter(), ModelDrafter(small)))
+        assert none == DrafterBytes(0, 0, 0)
+        layer = TOWER.attention_params + TOWER.moe_dense_params + 128 * TOWER.expert_params
+        assert mtp.weights == pytest.approx(2 * (layer + 2 * TOWER.hidden**2) / degree, rel=1e-3)
+        assert mtp.kv_per_token == 2 * 2 * 128 * 2 // min(degree, 2)
+        assert mtp.state == 0
+        assert model == (small.weight_bytes() // degree, 8 * 1024 // min(degree, 2), small.state_bytes // degree)
+    tied = replace(TOWER, tied=True)
+    assert MtpDrafter().bytes_on_gpu(tied, 1) == MtpDrafter().bytes_on_gpu(TOWER, 1)  # the head is the tower's anyhow
+    alone, beside = (
+        plan(**ONE_TOWER),
+        plan(**ONE_TOWER, drafter=DrafterBytes(10**9, 1024, 10**6), states_per_sequence=2),
+    )
+    assert beside.sides[0].weights == alone.sides[0].weights + 10**9
+    assert beside.kv_block_bytes == alone.kv_block_bytes + 16 * 1024
+    assert beside.state_bytes == 2 * (alone.state_bytes + 10**6)
+
+
+def test_checkpoints_of_states_are_more_than_there_are_sequences():
+    some, kept = (plan("h200", **ONE_TOWER, max_num_seqs=16, checkpoints=on) for on in (False, True))
+    assert some.state_slots == 16
+    assert kept.state_slots > 500
+    assert kept.state_slots * kept.state_bytes == pytest.approx(0.9 / 1.9 * kept.sides[0].free, rel=0.01)
+    stateless = plan("h200", **ONE_TOWER, max_num_seqs=16, checkpoints=True, tower=replace(TOWER, pattern="*E"))
+    assert stateless.state_slots == 16
+    context, denoiser = plan("h200", servers=(1, 1), max_num_seqs=16, checkpoints=True).sides
+    assert context.state_slots > 500
+    assert denoiser.state_slots == 16
+
+
+def test_on_which_server_memory_is_short():
+    with pytest.raises(InputError, match=r"the denoiser tower of .* GB for the KV cache"):
+        plan(servers=(1, 1), kv_blocks=100_000, max_num_seqs=512)
+    with pytest.raises(InputError, match=r"the context tower of .* GB for Mamba states"):
+        plan("h200", servers=(1, 4), state_slots=200, denoiser_tensor_parallel=2, utilization=0.45)
 
 
 @pytest.mark.parametrize(

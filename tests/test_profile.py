@@ -8,8 +8,8 @@ import pytest
 from profiles import measured_profile, write
 
 from twotower_sim.errors import InputError
+from twotower_sim.luck import OBSERVED
 from twotower_sim.profile import Profile, load_profile, save_profile
-from twotower_sim.simulation import OBSERVED
 
 RECORD = {"class": "math", "prompt": 0, "gamma": 0.8, "steps_per_block": 4, "blocks": [[4, 4, 4, 4], [16]]}
 CLASS = {"mean": -3, "sd": 1, "blocks": 8, "points": [[0.8, 16]]}

@@ -11,10 +11,10 @@ from profiles import grid, measured_profile, write
 from test_cli import call
 
 from twotower_sim.errors import InputError
+from twotower_sim.luck import OBSERVED
 from twotower_sim.profile import load_profile
 from twotower_sim.profile_merge import merge_profiles
 from twotower_sim.profile_report import check_profile, compare_profiles, tokens_per_step
-from twotower_sim.simulation import OBSERVED
 
 RECORD = {"class": "math", "prompt": 0, "gamma": 0.8, "steps_per_block": 16, "blocks": [[4, 4, 4, 4], [8, 8]]}
 QUALITY = {"class": "math", "gamma": 0.8, "steps_per_block": 16, "score": 0.75, "bits_per_byte": 1.25}

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from twotower_sim.costing import OBSERVED
 from twotower_sim.errors import InputError
 from twotower_sim.gpu import load_gpu
+from twotower_sim.latency import Host
 from twotower_sim.model import load_tower
 from twotower_sim.preset import names
 from twotower_sim.profile import load_profile
 from twotower_sim.roofline import Deployment, autoregressive_roofline, two_tower_roofline
 from twotower_sim.routing import INDEPENDENT, observed_routing
-from twotower_sim.simulation import OBSERVED
 
 H100 = load_gpu("h100-sxm", Path())
 NANO = load_tower("nemotron-3-nano-30b-a3b", Path())
@@ -134,7 +135,7 @@ def test_eager_launches_put_a_floor_under_every_pass():
 
 
 def test_host_overhead_is_paid_once_a_round():
-    free, paid = (two_tower(Deployment(H100, host_overhead_s=s)).decode(4, 4000, 1, 1000)[2] for s in (0.0, 0.004))
+    free, paid = (two_tower(Deployment(H100, host=Host(s))).decode(4, 4000, 1, 1000)[2] for s in (0.0, 0.004))
     assert paid - free == pytest.approx(0.004)
 
 

@@ -38,6 +38,7 @@ def test_the_shortest_scenario(tmp_path):
     assert scenario.name == "case"
     assert scenario.decoding.model_dump() == {
         "kind": "two_tower", "gamma": 0.8, "block_size": 16, "steps_per_block": 16,
+        "gamma_by_class": {}, "gamma_policy": {"kind": "fixed"},
     }  # fmt: skip
     assert scenario.latency.kind == "roofline"
     with pytest.raises(ValueError, match="frozen"):
@@ -277,10 +278,33 @@ LOOP = {
 PASS = {"base_ms": 5, "per_seq_ms": 1, "per_context_token_ms": 0.001}
 COSTS = {
     "kind": "affine", "prefill": {"base_ms": 5, "per_new_token_ms": 0.1}, "decode": PASS, "denoise": PASS, "extend": PASS,
+    "draft": PASS, "transfer": PASS,
 }  # fmt: skip
+SHARED = {"kind": "trace", "path": "shared.jsonl"}
 TIGHT = {"kv_blocks": 120, "state_slots": 16}
 LONG = {"kv_blocks": 20, "state_slots": 16, "oversized": "reject"}
 AR = {"kind": "autoregressive"}
+MOCK = {"kind": "mock_ar"}
+DIFFUSION = {"decoding": {"kind": "block_diffusion", "block_size": 16}, "model": "nemotron-3-nano-30b-a3b"}
+SPECULATIVE = {"kind": "speculative", "draft_tokens": 2, "acceptance": 0.7}
+KINDS = {
+    "decode": AR,
+    "denoise": {"kind": "two_tower"},
+    "extend": {"kind": "two_tower"},
+    "draft": SPECULATIVE,
+    "transfer": MOCK,
+}
+CLASSES = {"chat": 0.6, "batch": 0.4}
+QUEUE = {"kind": "by_queue", "levels": [{"waiting": 1, "gamma": 0.6}]}
+SHORTER_QUEUE = [{"waiting": 9, "gamma": 0.6}]
+FEW = {"max_num_seqs": 4}
+
+
+def of_pools(**more):
+    """A lightly loaded replica of two context and two denoiser servers."""
+    return {"deployment": {"placement": {"kind": "pools", "context": 2, "denoiser": 2} | more}}
+
+
 PROFILE = str(ROOT / "twotower_sim" / "presets" / "profiles" / "observed-h100.json")
 
 OPTIONS: dict[str, tuple[dict, Any]] = {
@@ -318,7 +342,36 @@ OPTIONS: dict[str, tuple[dict, Any]] = {
     "deployment.gpu": ({}, "b200"),
     "deployment.replicas": ({}, 2),
     "deployment.placement.Split.link": ({}, "pcie"),
+    "workload.SyntheticWorkload.classes": ({"workload": BUSY | {"classes": CLASSES}}, {"chat": 1.0}),
+    "workload.TraceWorkload.classes": ({"workload": TRACE | {"classes": CLASSES}}, {"chat": 1.0}),
+    "workload.ClosedLoopWorkload.classes": ({"workload": LOOP | {"classes": CLASSES}}, {"chat": 1.0}),
+    "decoding.TwoTower.gamma_by_class": ({"workload": BUSY | {"classes": CLASSES}}, {"batch": 0.6}),
+    "decoding.TwoTower.gamma_policy.GammaByQueue.levels": ({"scheduler": FEW, "decoding": {"kind": "two_tower", "gamma_policy": QUEUE}}, SHORTER_QUEUE),
+    "decoding.BlockDiffusion.gamma": (DIFFUSION, 0.6),
+    "decoding.BlockDiffusion.gamma_by_class": (DIFFUSION | {"workload": BUSY | {"classes": CLASSES}}, {"batch": 0.6}),
+    "decoding.BlockDiffusion.gamma_policy.GammaByQueue.levels": (DIFFUSION | {"scheduler": FEW, "decoding": DIFFUSION["decoding"] | {"gamma_policy": QUEUE}}, SHORTER_QUEUE),
+    "decoding.BlockDiffusion.block_size": (DIFFUSION | {"commits": {"kind": "constant", "tokens_per_step": 4}}, 32),
+    "decoding.BlockDiffusion.steps_per_block": (DIFFUSION, 8),
+    "decoding.Speculative.draft_tokens": ({"decoding": SPECULATIVE}, 3),
+    "decoding.Speculative.acceptance": ({"decoding": SPECULATIVE}, [0.9, 0.5]),
+    "decoding.Speculative.drafter.NgramDrafter.ms_per_round": ({"decoding": SPECULATIVE | {"drafter": {"kind": "ngram"}}}, 3),
+    "decoding.Speculative.drafter.ModelDrafter.model": ({"decoding": SPECULATIVE | {"drafter": {"kind": "model", "model": "tiny.json"}}}, "other.json"),
+    "deployment.placement.Split.mode": ({}, "asynchronous"),
+    "deployment.placement.Split.transfer": ({"deployment": {"placement": {"kind": "split", "mode": "asynchronous", "link": "network"}}}, "blocking"),
+    "deployment.placement.Pools.context": (of_pools(), 1),
+    "deployment.placement.Pools.denoiser": (of_pools(), 1),
+    "deployment.placement.Pools.link": (of_pools(), "network"),
+    "deployment.placement.Pools.transfer": (of_pools(link="network"), "blocking"),
+    "deployment.placement.Pools.assignment": (of_pools(), "free"),
     "deployment.tensor_parallel": ({}, 2),
+    "deployment.tensor_parallel.context": ({"deployment": {"tensor_parallel": {"context": 1, "denoiser": 2}}}, 2),
+    "deployment.tensor_parallel.denoiser": ({"deployment": {"tensor_parallel": {"context": 1, "denoiser": 2}}}, 4),
+    "deployment.expert_parallel": ({"deployment": {"tensor_parallel": 4}}, True),
+    "scheduler.policy": ({}, "lockstep"),
+    "scheduler.steps_per_round": ({}, 3),
+    "scheduler.max_extends_per_round": ({}, 1),
+    "scheduler.overlap": ({"scheduler": {"host_overhead_ms": 4}}, "hidden"),
+    "memory.prefix_cache.HybridPrefixCache.state_checkpoint_every": ({"workload": SHARED, "memory": {"prefix_cache": {"kind": "hybrid", "state_checkpoint_every": 512}}}, 2048),
     "scheduler.max_num_seqs": ({}, 4),
     "scheduler.max_num_batched_tokens": ({"scheduler": {"max_num_seqs": 8}}, 128),
     "scheduler.chunked_prefill": ({"workload": synthetic(requests=60, rate_rps=900, input_tokens=700), "scheduler": {"max_num_batched_tokens": 4096}}, False),
@@ -352,8 +405,8 @@ OPTIONS: dict[str, tuple[dict, Any]] = {
     "slo.inter_token_latency_ms": ({}, 5),
     "slo.request_latency_ms": ({}, 1000),
 } | {
-    f"latency.AffineLatency.{pass_}.{cost}": ({"latency": COSTS, "decoding": AR if pass_ == "decode" else {"kind": "two_tower"}}, 7)
-    for pass_ in ("decode", "denoise", "extend")
+    f"latency.AffineLatency.{pass_}.{cost}": ({"latency": COSTS, "decoding": KINDS[pass_]}, 7)
+    for pass_ in KINDS
     for cost in ("base_ms", "per_seq_ms", "per_context_token_ms")
 }  # fmt: skip
 
@@ -372,14 +425,20 @@ def options(model: type[BaseModel], prefix: str = ""):
 def test_every_option_is_listed():
     same = ("workload.ClosedLoopWorkload", "LognormalLength")  # drawn as for synthetic load
     found = {key for key in options(Scenario) if not all(part in key for part in same)}
-    found -= {"scheduler.policy"}  # one value so far
-    assert found == set(OPTIONS)
+    assert found | {"deployment.tensor_parallel"} == set(OPTIONS)  # a number, or one a tower
 
 
 @pytest.mark.parametrize("option", sorted(OPTIONS))
 def test_every_option_does_something(option, tmp_path):
     for name, changes in {"measured": {}, "slower": {"factor": 2}, "narrow": {"most": 4}}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(measured_profile(**changes)))
+    nano = json.loads((ROOT / "twotower_sim" / "presets" / "models" / "nemotron-3-nano-30b-a3b.json").read_text())
+    for name, pattern in {"tiny": "M*-M*-", "other": "M*-M*-M*-M*-"}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(nano | {"hybrid_override_pattern": pattern}))
+    (tmp_path / "shared.jsonl").write_text("".join(
+        json.dumps({"timestamp": 900 * i, "input_length": 3000, "output_length": 20, "hash_ids": [1, 2, 3, 4, 5, i + 9]}) + "\n"
+        for i in range(9)
+    ))  # fmt: skip
     sections, value = OPTIONS[option]
     sections = {"workload": BUSY} | sections
     if value == "../nemotron.json":

@@ -49,14 +49,14 @@ def test_passes_fill_the_busy_time_and_do_not_overlap(recorded):
         ends = [e["ts"] + e["dur"] for e in ordered]
         assert all(end <= e["ts"] + 0.01 for end, e in zip(ends, ordered[1:], strict=False))
         tracks = {e["tid"] for e in passes}
-        assert tracks == ({DENOISER, CONTEXT} if run.plans else {CONTEXT})
+        assert tracks == ({DENOISER, CONTEXT} if run.luck else {CONTEXT})
 
 
 def test_every_request_and_block_is_a_span(recorded):
     run, results, events = recorded
     begins = Counter(e["name"].split()[0] for e in events if e["ph"] == "b")
     assert begins["request"] == begins["queue"] == begins["prefill"] == 30
-    assert begins["block"] == (results.blocks["completed"] if run.plans else 0)
+    assert begins["block"] == (results.blocks["completed"] if run.luck else 0)
     assert Counter(e["ph"] for e in events)["e"] == sum(begins.values())
     for event in events:
         if event.get("args", {}).get("commits"):

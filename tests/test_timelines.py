@@ -54,7 +54,7 @@ def test_two_towers_mixed_rounds(tmp_path):
     latency, gap = (results.metrics[name] for name in ("block_latency", "commit_gap"))
     assert (latency["min"], latency["avg"], latency["max"]) == (8, 12, 18)  # A 18 and 8, B 10
     assert (gap["count"], gap["avg"]) == (1, 14)
-    assert results.blocks == {"completed": 3, "by_steps": {"2": 3}}
+    assert results.blocks == {"completed": 3, "by_steps": {"2": 3}, "idle_forwards": 0}
     share = results.utilisation["share_of_time"]["gpus"]
     expected = {"denoise": 20, "extend": 2, "prefill": 20, "extend+prefill": 0, "host": 0, "idle": 0}
     assert {name: round(value * 42, 6) for name, value in share.items()} == expected

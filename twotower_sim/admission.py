@@ -4,47 +4,50 @@ Order is strict: only the head is ever admitted. A queue knows prompts, never tr
 """
 
 from collections import deque
+from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from twotower_sim.schedule import Sequence
 
+S = TypeVar("S", bound=Sequence)
 
-class Queue(Protocol):
+
+class Queue(Protocol[S]):
     def __len__(self) -> int: ...
-    def head(self) -> Sequence: ...
-    def take(self) -> Sequence:
+    def head(self) -> S: ...
+    def take(self) -> S:
         """Remove the head."""
         ...
 
-    def add(self, seq: Sequence) -> None: ...
-    def give_back(self, seq: Sequence) -> None:
+    def add(self, seq: S) -> None: ...
+    def give_back(self, seq: S) -> None:
         """Return a sequence that was preempted."""
         ...
 
 
-class Fcfs(deque[Sequence]):
+class Fcfs(deque[S]):
     """First come, first served; preempted sequences go to the front."""
 
     take, add, give_back = deque.popleft, deque.append, deque.appendleft
 
-    def head(self) -> Sequence:
+    def head(self) -> S:
         return self[0]
 
 
-class ShortestPrompt(list[tuple[int, int, Sequence]]):
+class ShortestPrompt(list[tuple[int, int, S]]):
     """The shortest prompt first, preempted sequences included; ties by request id."""
 
-    def head(self) -> Sequence:
+    def head(self) -> S:
         return self[0][2]
 
-    def take(self) -> Sequence:
+    def take(self) -> S:
         return heappop(self)[2]
 
-    def add(self, seq: Sequence) -> None:
+    def add(self, seq: S) -> None:
         heappush(self, (seq.input_tokens, seq.request, seq))
 
     give_back = add
 
 
-ADMISSION: dict[str, type[Queue]] = {"fcfs": Fcfs, "shortest_prompt": ShortestPrompt}
+ADMISSION: dict[str, Callable[[], Queue[Any]]] = {"fcfs": Fcfs, "shortest_prompt": ShortestPrompt}

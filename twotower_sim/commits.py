@@ -17,6 +17,7 @@ Markov chain: the distribution of a block's steps is exact, and a run needs one 
 the commits, where someone asks for them, are drawn afterwards, conditional on the steps.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import erf, log
 from statistics import NormalDist
@@ -182,6 +183,33 @@ class ConstantCommits:
 
     def sizes(self, seed: int, requests: np.ndarray, blocks: np.ndarray, steps: np.ndarray) -> np.ndarray:
         return np.tile(self._sizes, len(blocks))
+
+
+class PerRequestCommits:
+    """Each request under a law of its own: ``laws[level[request]]``."""
+
+    def __init__(self, laws: list[CommitLaw], level: np.ndarray) -> None:
+        self.block_size = laws[0].block_size
+        self._laws, self._level = laws, level
+
+    def steps(self, seed: int, requests: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+        steps = np.zeros(len(requests), np.int64)
+        for at, law in self._parts(requests):
+            steps[at] = law.steps(seed, requests[at], blocks[at])
+        return steps
+
+    def sizes(self, seed: int, requests: np.ndarray, blocks: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        sizes = np.zeros(steps.sum(), np.int64)
+        owner = np.repeat(np.arange(len(steps)), steps)
+        for at, law in self._parts(requests):
+            sizes[at[owner]] = law.sizes(seed, requests[at], blocks[at], steps[at])
+        return sizes
+
+    def _parts(self, requests: np.ndarray) -> Iterator[tuple[np.ndarray, CommitLaw]]:
+        level = self._level[requests]
+        for index, law in enumerate(self._laws):
+            if (at := level == index).any():
+                yield at, law
 
 
 def _flat_cdf(weights: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ TITLES = {
     "block_latency": "Block Latency (ms)",
     "nfe_per_block": "NFE per Block",
     "tokens_per_nfe": "Tokens per NFE",
+    "acceptance_length": "Tokens per Verify Pass",
     "input_sequence_length": "Input Length (tokens)",
     "output_sequence_length": "Output Length (tokens)",
     "output_token_throughput_per_user": "Output Tokens/s per User",
@@ -31,7 +32,14 @@ TITLES = {
     "good_request_fraction": "Good Requests (share)",
 }
 
-PARTS = {"latency": "Latency", "moe_routing": "MoE routing", "commits": "Commits", "gpu": "GPU", "model": "Model"}
+PARTS = {
+    "latency": "Latency",
+    "moe_routing": "MoE routing",
+    "commits": "Commits",
+    "acceptance": "Acceptance",
+    "gpu": "GPU",
+    "model": "Model",
+}
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
@@ -64,6 +72,20 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         f"Memory      KV blocks {memory['kv_blocks_peak']:,} of {memory['kv_blocks']:,}, "
         f"Mamba states {memory['state_slots_peak']:,} of {memory['state_slots']:,} at most in use"
     )
+    if (cache := memory["prefix_cache"]) is not None:
+        lines.append(
+            f"Prefixes    {cache['blocks_hit']:,} of {cache['blocks_looked_up']:,} blocks hit "
+            f"({cache['block_hit_ratio']:.1%}), {cache['blocks_evicted']:,} evicted"
+        )
+    for gamma, of in summary["quality"].items():
+        kept = "not published" if of["retained"] is None else f"{of['retained']:.1%} of the autoregressive (published)"
+        lines.append(f"Quality     gamma {gamma} in {of['share_of_blocks']:.1%} of blocks: {kept}")
+    for name, of in summary["classes"].items():
+        first, whole = of["time_to_first_token"], of["request_latency"]
+        lines.append(
+            f"Class       {name}: {of['requests']:,} requests, time to first token p50 {first['p50']:,.0f} ms, p99 "
+            f"{first['p99']:,.0f} ms, request latency p50 {whole['p50']:,.0f} ms, p99 {whole['p99']:,.0f} ms"
+        )
     lines += [f"{PARTS[key]:12}{source}" for key, source in summary["provenance"].items()]
     return lines + [f"Warning     {warning}" for warning in summary["warnings"]]
 

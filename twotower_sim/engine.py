@@ -12,7 +12,8 @@ token) and prompts are prefilled in chunks beside them. The order of a round tha
    for its whole prompt are there;
 5. the round takes what the latency model says.
 
-These are the rules of vLLM-like engines. With ``prefill_first``, a round that can prefill does only that.
+These are the rules of vLLM-like engines. With ``prefill`` "first", a round that can prefill does only that; with
+"last", prompts wait until nothing decodes.
 
 **Exactness.** The tick (index of a round in which sequences decode) is a virtual clock: see
 ``schedule.py``. A round therefore costs O(1) whatever the batch, and stretches of rounds in which only
@@ -23,15 +24,15 @@ naive engine that loops over the batch.
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
 from twotower_sim.admission import Queue
-from twotower_sim.latency import Latency
+from twotower_sim.latency import NO_PREFILL, Latency, Prefill
 from twotower_sim.records import Records
+from twotower_sim.replica import Limits, Round
 from twotower_sim.schedule import EXTEND_CONTEXT, EXTEND_SHIFT, Rings, Schedule, Sequence
 
 GLIDE_ROUNDS = 24
@@ -40,46 +41,18 @@ GLIDE_AT_MOST = 4096
 FOREVER_NS = 1 << 62
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What bounds a replica. Tokens count per round; memory is what all sequences share."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    kv_blocks: int
-    kv_block_tokens: int
-    state_slots: int
-    chunked_prefill: bool = True
-    prefill_first: bool = False
-
-
-Prefill = tuple[int, int, int, int]
-"""The prompt side of a round: tokens, their query-key pairs, the tokens they attend to, their sequences."""
-NO_PREFILL: Prefill = (0, 0, 0, 0)
-
-
-class Round(NamedTuple):
-    """One round as an observer sees it."""
-
-    start_ns: int
-    end_ns: int
-    denoiser_s: float
-    context_s: float
-    decoding: int
-    extending: int
-    prefill: Prefill
-    waiting: int
-    kv_blocks: int
-
-
 class Engine:
     """See the module's text. ``submit`` and ``advance`` are the only ways in; time passes in ``advance``."""
+
+    driven = True
+    prefix_caches = ()
+    blocks_by_level: ClassVar[dict[int, int]] = {}  # its blocks keep the gamma of their request
 
     __slots__ = (
         "index", "clock_ns", "tick", "idle", "running", "queue", "decoding", "context", "queued_tokens",
         "kv_used", "kv_peak", "seats_peak", "tick_end_ns", "rounds", "preemptions", "busy_ns", "denoiser_s",
         "context_s", "_latency", "_schedule", "_limits", "_records", "_on_finish", "_observe", "_seats",
-        "_rings", "_ending", "_started", "_partial", "_blocked", "_admissions", "_decode_round_ns",
+        "_last", "_rings", "_ending", "_started", "_partial", "_blocked", "_admissions", "_decode_round_ns",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +61,7 @@ class Engine:
         latency: Latency,
         schedule: Schedule,
         limits: Limits,
-        queue: Queue,
+        queue: Queue[Sequence],
         records: Records,
         longest_decode_ticks: int,
         on_finish: Callable[[int, int], None] | None = None,
@@ -112,7 +85,7 @@ class Engine:
         self.context_s = [0.0, 0.0, 0.0, 0.0]  # by what shares the forward: see latency.PASS_NAMES
         self._latency, self._schedule, self._limits, self._records = latency, schedule, limits, records
         self._on_finish, self._observe = on_finish, observe
-        self._seats = min(limits.max_num_seqs, limits.state_slots)
+        self._seats, self._last = limits.seats, limits.prefill == "last"
         self._rings = Rings(longest_decode_ticks, schedule.blocks_per_extend)
         self._ending: list[tuple[int, int, Sequence]] = []  # heap of (finish tick, admission, sequence)
         self._started: list[Sequence] = []  # completed their prefill in the latest round
@@ -122,6 +95,10 @@ class Engine:
         self._decode_round_ns = FOREVER_NS  # latest round without prompts: how far a stretch may reach
 
     # ------------------------------------------------------------------ from outside
+
+    @property
+    def running_requests(self) -> int:
+        return len(self.running)
 
     @property
     def outstanding_requests(self) -> int:
@@ -156,7 +133,7 @@ class Engine:
                 self._end_round()
                 if self.idle:
                     return
-            prompts = self._partial or (self.queue and not self._blocked)
+            prompts = self._partial or (self.queue and not self._blocked and (not self._last or not self.decoding))
             if prompts or not self._ending or self._observe or not self._decode(until_ns):
                 self._round()
 
@@ -176,13 +153,14 @@ class Engine:
     def _round(self) -> None:
         limits, schedule, at = self._limits, self._schedule, self.tick & self._rings.mask
         prefill = NO_PREFILL
-        if limits.prefill_first:
+        if limits.prefill == "first":
             prefill = self._prefill(limits.max_num_batched_tokens)
             if prefill[0]:
                 self._run(0, 0, 0, 0, prefill)
                 return
         budget = limits.max_num_batched_tokens - schedule.pass_tokens * self.decoding
-        if not self._take_kv(at, budget) and not limits.prefill_first:
+        mixes = limits.prefill == "mixed" or (self._last and not self.decoding)
+        if not self._take_kv(at, budget if mixes else 0) and mixes:
             prefill = self._prefill(budget)
         due = self._rings.passes[at]
         n_extend, extend_context = due >> EXTEND_SHIFT, due & EXTEND_CONTEXT
@@ -202,7 +180,7 @@ class Engine:
         if not prefill[0]:
             self._decode_round_ns = round_ns
         self.denoiser_s += denoiser_s
-        shared = n_extend if self._schedule.blocks else n
+        shared = n_extend if self._schedule.blocks and not self._latency.one_forward else n + n_extend
         self.context_s[(shared > 0) + 2 * (prefill[0] > 0)] += context_s
         if self._observe is not None:
             passes = denoiser_s, context_s, n, n_extend, prefill
@@ -403,7 +381,7 @@ class Engine:
         self._rings.clear(at, run)
         self.tick_end_ns.frombytes(clock_ns[1 : run + 1].tobytes())
         self._decode_round_ns = int(clock_ns[run] - clock_ns[run - 1])
-        denoised_s = float(denoiser_s[:run].sum()) if self._schedule.blocks else 0.0
+        denoised_s = float(np.sum(denoiser_s[:run])) if np.ndim(denoiser_s) else 0.0
         self._passed(run, int(clock_ns[run]), int(context[run - 1]), denoised_s, float(context_s[:run].sum()))
         return True
 

@@ -8,7 +8,7 @@ runs one round at a time. Both give the same result (a test holds them against e
 """
 
 from collections.abc import Callable, Generator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import simpy
@@ -25,15 +25,20 @@ AFTER = EventPriority(2)  # SimPy's own are 0 and 1
 class Replica(Protocol):
     """An engine, as the fleet drives it."""
 
-    clock_ns: int
+    @property
+    def driven(self) -> bool:
+        """By ``advance`` and ``settle``; else by events of its own on the fleet's clock."""
+        ...
 
+    @property
+    def clock_ns(self) -> int: ...
     @property
     def idle(self) -> bool: ...
     @property
     def outstanding_requests(self) -> int: ...
     @property
     def outstanding_tokens(self) -> int: ...
-    def submit(self, seq: Sequence, now_ns: int) -> None: ...
+    def submit(self, seq: Any, now_ns: int) -> None: ...
     def settle(self, now_ns: int) -> None: ...
     def advance(self, until_ns: int) -> None: ...
 
@@ -70,7 +75,7 @@ class Fleet:
     def add(self, replica: Replica) -> None:
         self.replicas.append(replica)
         self._bells.append(None)
-        if self._live:
+        if self._live and replica.driven:
             self.env.process(self._drive(len(self.replicas) - 1))
 
     def submit(self, request: int) -> None:

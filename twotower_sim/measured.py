@@ -25,10 +25,13 @@ from typing import Any
 import numpy as np
 
 from twotower_sim.errors import InputError
-from twotower_sim.latency import Latency
+from twotower_sim.latency import Host, Latency, no_transfer
+from twotower_sim.paired import paired
 from twotower_sim.profile import Grid, MeasuredLatency
 
 Points = Sequence[Sequence[int]]
+Sums = tuple[Callable, Callable]
+"""Seconds of (sequences, sum of their tokens): for numbers, and for arrays."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class ContextForward:
     """
 
     def __init__(self, shared: PassTime, prefill: PassTime, mix: Grid | None, hull: Hull) -> None:
-        self._prefill, self._hull, self._name = prefill, hull, f"{shared.name}+prefill"
+        self._prefill, self.hull, self._name = prefill, hull, f"{shared.name}+prefill"
         self._axes = mix.axes if mix else {}
         self._points = tuple(self._axes.values())
         self._rho: Any = overlap(shared, prefill, mix).tolist() if mix else None
@@ -203,12 +206,12 @@ class ContextForward:
 
     def _share(self, *point: int) -> float:
         if self._rho is None:
-            self._hull.left[self._name] += 1
+            self.hull.left[self._name] += 1
             return 1.0
         rho = between(self._points, self._rho, point)
         if rho == rho:
             return rho
-        self._hull.leave(self._name, self._axes, point)
+        self.hull.leave(self._name, self._axes, point)
         nearest = [min(max(x, known[0]), known[-1]) for x, known in zip(point, self._points, strict=True)]
         rho = between(self._points, self._rho, nearest)
         return rho if rho == rho else 1.0
@@ -247,16 +250,16 @@ def _mix(measured: MeasuredLatency, hull: Hull, name: str, needed: bool, block_s
 
 
 def autoregressive_measured(
-    measured: MeasuredLatency, hull: Hull, host_s: float, max_num_seqs: int, mixes: bool
+    measured: MeasuredLatency, hull: Hull, host: Host, max_num_seqs: int, mixes: bool
 ) -> Latency:
     """Latency of rounds of one context forward of decoded tokens and prompt chunks; ``mixes``: they may share one."""
     decode, prefill = _passes(measured, hull, None, "decode", "prefill")
     forward = ContextForward(decode, prefill, _mix(measured, hull, "decode+prefill", mixes), hull)
 
-    def cost_of(seconds: Callable) -> Callable:
+    def cost_of(maximum: Callable, seconds: Callable) -> Callable:
         def cost(n, context, n_extend, extend_context):
             context_s = seconds(n, context - n)  # a token attends to itself beside what is in the cache
-            return 0.0, context_s, host_s + context_s
+            return 0.0, context_s, host.around(maximum, context_s)
 
         return cost
 
@@ -264,42 +267,113 @@ def autoregressive_measured(
 
     def mixed(n, context, n_extend, extend_context, tokens, pairs, reads, prompts):
         context_s = forward(one(n, context - n), n, tokens, reads, prompts)
-        return 0.0, context_s, host_s + context_s
+        return 0.0, context_s, host.around(max, context_s)
 
-    return Latency(cost_of(one), cost_of(many), mixed, side_by_side=False, extrapolated=hull.left)
+    return Latency(
+        cost_of(max, one),
+        cost_of(np.maximum, many),
+        mixed,
+        side_by_side=False,
+        host=host,
+        extrapolated=hull.left,
+    )
 
 
 def two_tower_measured(
-    measured: MeasuredLatency, hull: Hull, block_size: int, split: bool, host_s: float, max_num_seqs: int, mixes: bool
+    measured: MeasuredLatency, hull: Hull, block_size: int, split: bool, host: Host, max_num_seqs: int, mixes: bool
 ) -> Latency:
     """Latency of rounds of denoise passes beside one context forward of extends and prompts; ``mixes``: of both."""
     denoise, extend, prefill = _passes(measured, hull, block_size, "denoise", "extend", "prefill")
     forward = ContextForward(extend, prefill, _mix(measured, hull, "extend+prefill", mixes, block_size), hull)
-    transfer = _passes(measured, hull, block_size, "transfer")[0].of_sums(max_num_seqs) if split else (_nothing,) * 2
+    transfer = _transfer(measured, hull, split, max_num_seqs)
+    return _two_towers(denoise.of_sums(max_num_seqs), extend.of_sums(max_num_seqs), forward, block_size, transfer, host)
+
+
+def mock_ar_measured(
+    measured: MeasuredLatency, hull: Hull, split: bool, host: Host, max_num_seqs: int, mixes: bool
+) -> Latency:
+    """Latency of rounds in which each sequence's last token goes through both towers: as a denoise pass of block size 1
+    (whose time conditioning mock-AR does without) and as a decode pass (whose head it does without)."""
+    (denoise,) = _passes(measured, hull, 1, "denoise")
+    decode, prefill = _passes(measured, hull, None, "decode", "prefill")
+    forward = ContextForward(decode, prefill, _mix(measured, hull, "decode+prefill", mixes), hull)
+    transfer = _transfer(measured, hull, split, max_num_seqs)
+    passes = denoise.of_sums(max_num_seqs), decode.of_sums(max_num_seqs)
+    return paired(_two_towers(*passes, forward, 1, transfer, host), own=1)
+
+
+def block_diffusion_measured(
+    measured: MeasuredLatency, hull: Hull, block_size: int, host: Host, max_num_seqs: int, mixes: bool
+) -> Latency:
+    """One tower in both roles, by what the two towers of a profile take one after the other on the same GPU: a forward
+    that carries both kinds of block was not measured, and would read the weights once."""
+    return two_tower_measured(measured, hull, block_size, False, host, max_num_seqs, mixes)
+
+
+def speculative_measured(
+    measured: MeasuredLatency,
+    hull: Hull,
+    draft_tokens: int,
+    draft_s: float,
+    host: Host,
+    max_num_seqs: int,
+    mixes: bool,
+) -> Latency:
+    """Latency of rounds that take ``draft_s`` to draft (look-up of n-grams: a profile holds no drafter) and then
+    verify, as an extend pass of ``draft_tokens`` + 1 tokens: without the head, which verification needs."""
+    positions = draft_tokens + 1
+    extend = measured.grids.get("extend")
+    sizes = extend.axes["block_size"] if extend else []
+    if extend and positions not in sizes:
+        raise InputError(
+            f"decoding.draft_tokens: found {draft_tokens}, verified as an extend pass of {positions} tokens; "
+            f"{hull.profile}: extend was measured at block_size {', '.join(map(str, sizes))}"
+        )
+    verify, prefill = _passes(measured, hull, positions, "extend", "prefill")
+    forward = ContextForward(verify, prefill, _mix(measured, hull, "extend+prefill", mixes, positions), hull)
+
+    def drafts(n, total):
+        return (n > 0) * draft_s
+
+    passes = (drafts, drafts), verify.of_sums(max_num_seqs)
+    return paired(_two_towers(*passes, forward, positions, None, host), own=1)
+
+
+def _transfer(measured: MeasuredLatency, hull: Hull, split: bool, max_num_seqs: int) -> Sums | None:
+    """Of (states, tokens) from tower to tower; None where both are on the same device."""
+    return _passes(measured, hull, None, "transfer")[0].of_sums(max_num_seqs) if split else None
+
+
+def _two_towers(
+    denoise: Sums, extend: Sums, forward: ContextForward, positions: int, transfer: Sums | None, host: Host
+) -> Latency:
+    """Rounds of one kind of pass beside a context forward of another, whose sequences take ``positions`` tokens each,
+    and of prompts: one after the other, or, with a ``transfer`` after the forward, at the same time."""
 
     def end(maximum: Callable, denoiser_s, context_s, transfer_s):
-        if split:
-            return denoiser_s, context_s, host_s + maximum(denoiser_s, context_s + transfer_s)
-        return denoiser_s, context_s, host_s + (denoiser_s + context_s)
+        passes_s = maximum(denoiser_s, context_s + transfer_s) if transfer else denoiser_s + context_s
+        return denoiser_s, context_s, host.around(maximum, passes_s)
 
     def cost_of(maximum: Callable, denoise_s: Callable, extend_s: Callable, transfer_s: Callable) -> Callable:
         def cost(n, context, n_extend, extend_context):
             passes = denoise_s(n, context), extend_s(n_extend, extend_context)
-            return end(maximum, *passes, transfer_s(n_extend, n_extend * block_size))
+            return end(maximum, *passes, transfer_s(n_extend, n_extend * positions))
 
         return cost
 
-    passes = denoise.of_sums(max_num_seqs), extend.of_sums(max_num_seqs), transfer
-    (denoise_s, extend_s, transfer_s), many = zip(*passes, strict=True)
+    (denoise_s, extend_s, transfer_s), many = zip(denoise, extend, transfer or (no_transfer,) * 2, strict=True)
 
     def mixed(n, context, n_extend, extend_context, tokens, pairs, reads, prompts):
         context_s = forward(extend_s(n_extend, extend_context), n_extend, tokens, reads, prompts)
-        sent_s = transfer_s(n_extend + prompts, n_extend * block_size + tokens)
+        sent_s = transfer_s(n_extend + prompts, n_extend * positions + tokens)
         return end(max, denoise_s(n, context), context_s, sent_s)
 
-    one = cost_of(max, denoise_s, extend_s, transfer_s)
-    return Latency(one, cost_of(np.maximum, *many), mixed, side_by_side=split, extrapolated=hull.left)
-
-
-def _nothing(states, tokens):
-    return 0.0
+    return Latency(
+        cost_of(max, denoise_s, extend_s, transfer_s),
+        cost_of(np.maximum, *many),
+        mixed,
+        side_by_side=transfer is not None,
+        host=host,
+        transfer=transfer_s,
+        extrapolated=forward.hull.left,
+    )

@@ -9,7 +9,8 @@ Times are in milliseconds, per request unless stated otherwise:
 - queue_time: arrival until first admitted;
 - commit_gap: between two visible moments of a request (per gap);
 - block_latency: from when a block can start until it is visible, its waiting for a round included (per block);
-- nfe_per_block: denoiser forwards of a block (per block); tokens_per_nfe: output tokens / denoiser forwards.
+- nfe_per_block: denoiser forwards of a block (per block); tokens_per_nfe: output tokens / denoiser forwards;
+- acceptance_length: output tokens / verify passes (speculative decoding).
 
 Rates of the whole run are over its duration, from the first arrival to the last finish; good_request_fraction is of
 all requests that arrived. The first block of a two-tower answer brings up to 16 tokens at once, by which its
@@ -17,18 +18,32 @@ inter_token_latency divides as if they had come one by one (an answer of one blo
 decoding, look at commit_gap and request_latency too.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from twotower_sim.distribution import Distribution, of, scalar
 from twotower_sim.errors import InputError
+from twotower_sim.kv_cache import total
 from twotower_sim.latency import PASS_NAMES
+from twotower_sim.luck import published_quality
 from twotower_sim.records import NOT_YET
-from twotower_sim.scenario import Slo
+from twotower_sim.rounds import RoundEngine
+from twotower_sim.scenario import BlockDiffusion, MockAr, Slo, Speculative, TwoTower
 from twotower_sim.simulation import Run, extrapolated_share
-from twotower_sim.visible import Ticks, block_times, second_tokens, token_gaps
+from twotower_sim.tandem import Tandem
+from twotower_sim.visible import (
+    BlockTimes,
+    Ticks,
+    after_first_tick,
+    block_times,
+    logged_times,
+    second_tokens,
+    token_gaps,
+)
 
 
 @dataclass(frozen=True)
@@ -57,73 +72,118 @@ class Results:
     utilisation: dict[str, Any]
     memory: dict[str, Any]
     cost: dict[str, Any]
+    quality: dict[str, Any]
+    classes: dict[str, Any]
 
 
 def evaluate(run: Run) -> Results:
     """All results of a finished run."""
     segments = run.records.segments()
     ticks = Ticks([engine.tick_end_ns for engine in run.engines])
-    evaluate_tokens = _two_tower if run.plans else _autoregressive
-    columns, per_block, blocks = evaluate_tokens(run, segments, ticks)
+    if run.luck:
+        columns, per_unit, blocks = _blocks(run, segments, ticks)
+    elif isinstance(run.scenario.decoding, Speculative):
+        columns, per_unit, blocks = _bursts(run)
+    else:
+        columns, per_unit, blocks = _tokens(run, segments, ticks)
     done = columns.finish_ns != NOT_YET
     duration_s = float(columns.finish_ns[done].max() - columns.arrival_ns[done].min()) / 1e9
     if not duration_s:
         raise InputError("the run took no time: every cost in the scenario's latency is zero")
     return Results(
         columns,
-        _metrics(run, columns, done, duration_s, per_block),
+        _metrics(run, columns, done, duration_s, per_unit),
         _counts(run, done),
         blocks,
         _utilisation(run, segments, duration_s),
         _memory(run),
         _cost(run, columns, done, duration_s),
+        _quality(run, done),
+        _classes(run, columns, done),
     )
 
 
-def _two_tower(run: Run, segments: np.ndarray, ticks: Ticks):
-    """Columns, per-block distributions and the summary of blocks."""
-    assert run.plans is not None
-    first_ns, second_ns = np.full((2, len(run.requests)), NOT_YET)
-    nfe, blocks = np.zeros(len(run.requests), np.int64), run.plans.blocks_of.copy()
-    blocks[run.rejected] = 0
-    gaps, latencies, steps = Distribution(), Distribution(), Distribution()
-    histogram = np.zeros(1, np.int64)
-    for chunk in block_times(segments, ticks, run.plans):
+def visible_blocks(run: Run, segments: np.ndarray, ticks: Ticks) -> Iterator[BlockTimes]:
+    """When blocks (or bursts) of a finished run became visible, chunk by chunk, in order of request."""
+    if run.fast:
+        assert run.luck is not None
+        return block_times(segments, ticks, run.luck.plans)
+    return logged_times(run.records.units(), np.frombuffer(run.records.nfe, np.int64))
+
+
+class _Units:
+    """What blocks and bursts have in common: first and second visible moments, gaps, latencies."""
+
+    def __init__(self, run: Run, chunks: Iterator[BlockTimes]) -> None:
+        self.first_ns, self.second_ns = np.full((2, len(run.requests)), NOT_YET)
+        self.nfe, self.count = np.zeros((2, len(run.requests)), np.int64)
+        self.gaps, self.latencies, self.sizes = Distribution(), Distribution(), Distribution()
+        self.by_size: Counter[int] = Counter()
+        for chunk in chunks:
+            self._add(chunk)
+
+    def _add(self, chunk: BlockTimes) -> None:
         request, visible_ns = chunk.request, chunk.visible_ns
         follows = request[1:] == request[:-1]
-        gaps.add(np.diff(visible_ns)[follows] / 1e6)
-        latencies.add((visible_ns - chunk.ready_ns) / 1e6)
-        steps.add(chunk.steps)
-        counted = np.bincount(chunk.steps)
-        histogram = np.pad(histogram, (0, max(0, len(counted) - len(histogram))))
-        histogram[: len(counted)] += counted
-        for index, column in ((0, first_ns), (1, second_ns)):
+        self.gaps.add(np.diff(visible_ns)[follows] / 1e6)
+        self.latencies.add((visible_ns - chunk.ready_ns) / 1e6)
+        self.sizes.add(chunk.steps)
+        self.by_size.update(dict(enumerate(np.bincount(chunk.steps).tolist())))
+        for index, column in ((0, self.first_ns), (1, self.second_ns)):
             at = chunk.block == index
             column[request[at]] = visible_ns[at]
-        nfe[chunk.low : chunk.low + len(chunk.nfe)] = chunk.nfe
-    columns = _columns(run, first_ns, second_ns, nfe, blocks)
-    per_block = {
-        "commit_gap": gaps.summary("ms"),
-        "block_latency": latencies.summary("ms"),
-        "nfe_per_block": steps.summary("forwards"),
+        part = slice(chunk.low, chunk.low + len(chunk.nfe))
+        self.nfe[part] = chunk.nfe
+        self.count[part] = np.bincount(request - chunk.low, minlength=len(chunk.nfe))
+
+
+def _blocks(run: Run, segments: np.ndarray, ticks: Ticks):
+    """Columns, per-block distributions and the summary of blocks."""
+    units = _Units(run, visible_blocks(run, segments, ticks))
+    columns = _columns(run, units.first_ns, units.second_ns, units.nfe, units.count)
+    per_unit = {
+        "commit_gap": units.gaps.summary("ms"),
+        "block_latency": units.latencies.summary("ms"),
+        "nfe_per_block": units.sizes.summary("forwards"),
     }
-    by_steps = {str(k): int(count) for k, count in enumerate(histogram) if count}
-    return columns, per_block, {"completed": int(histogram.sum()), "by_steps": by_steps}
+    by_steps = {str(steps): count for steps, count in sorted(units.by_size.items()) if count}
+    idle = sum(engine.decoder.idle_forwards for engine in run.engines if isinstance(engine, RoundEngine))
+    return columns, per_unit, {"completed": units.by_size.total(), "by_steps": by_steps, "idle_forwards": idle}
 
 
-def _autoregressive(run: Run, segments: np.ndarray, ticks: Ticks):
-    gaps, none, number = Distribution(), Distribution(), len(run.requests)
+def _bursts(run: Run):
+    units = _Units(run, logged_times(run.records.units(), np.zeros(len(run.requests), np.int64)))
+    columns = _columns(run, units.first_ns, units.second_ns, *np.zeros((2, len(run.requests)), np.int64))
+    passed = units.count > 0
+    per_unit = _no_blocks(units.gaps) | {
+        "acceptance_length": of(run.requests.output_tokens[passed] / units.count[passed], "tokens/pass")
+    }
+    return columns, per_unit, {"completed": 0, "by_steps": {}, "idle_forwards": 0}
+
+
+def _tokens(run: Run, segments: np.ndarray, ticks: Ticks):
+    gaps, number = Distribution(), len(run.requests)
+    first_ns = np.frombuffer(run.records.prefilled_ns, np.int64)
+    if isinstance(run.scenario.decoding, MockAr):
+        segments = after_first_tick(segments, ticks)
+        first_ns = np.full(number, NOT_YET)
+        first_ns[segments[::-1, 0]] = segments[::-1, 5]  # the earliest is written last
     for gap_ns, sharing in token_gaps(segments, ticks):
         gaps.add(gap_ns / 1e6, sharing)
-    prefilled_ns = np.frombuffer(run.records.prefilled_ns, np.int64)
     second_ns = second_tokens(segments, ticks, number)
-    columns = _columns(run, prefilled_ns, second_ns, *np.zeros((2, number), np.int64))
-    per_block = {
+    columns = _columns(run, first_ns, second_ns, *np.zeros((2, number), np.int64))
+    if isinstance(run.scenario.decoding, MockAr):
+        columns = replace(columns, nfe=columns.output_tokens * (columns.finish_ns != NOT_YET))
+    return columns, _no_blocks(gaps), {"completed": 0, "by_steps": {}, "idle_forwards": 0}
+
+
+def _no_blocks(gaps: Distribution) -> dict[str, dict[str, Any]]:
+    none = Distribution()
+    return {
         "commit_gap": gaps.summary("ms"),
         "block_latency": none.summary("ms"),
         "nfe_per_block": none.summary("forwards"),
     }
-    return columns, per_block, {"completed": 0, "by_steps": {}}
 
 
 def _columns(run: Run, first_ns, second_ns, nfe, blocks) -> Columns:
@@ -138,7 +198,7 @@ def _columns(run: Run, first_ns, second_ns, nfe, blocks) -> Columns:
     )  # fmt: skip
 
 
-def _metrics(run: Run, columns: Columns, done: np.ndarray, duration_s: float, per_block: dict) -> dict[str, Any]:
+def _metrics(run: Run, columns: Columns, done: np.ndarray, duration_s: float, per_unit: dict) -> dict[str, Any]:
     c, slo = columns, run.scenario.slo
     ttft_ms = (c.first_ns - c.arrival_ns)[done] / 1e6
     latency_ms = (c.finish_ns - c.arrival_ns)[done] / 1e6
@@ -150,14 +210,14 @@ def _metrics(run: Run, columns: Columns, done: np.ndarray, duration_s: float, pe
     streamed = itl_ms > 0  # else all tokens came at once
     tokens = int(output.sum())
     good = _good(slo, ttft_ms, np.where(second, ttst_ms, np.nan), itl_ms, latency_ms)
-    per_forward = output[nfe > 0] / nfe[nfe > 0] if run.plans else np.zeros(0)
+    per_forward = output[nfe > 0] / nfe[nfe > 0]
     return {
         "time_to_first_token": of(ttft_ms, "ms"),
         "time_to_second_token": of(ttst_ms[second], "ms"),
         "inter_token_latency": of(itl_ms[output > 1], "ms"),
         "request_latency": of(latency_ms, "ms"),
         "queue_time": of((c.admit_ns - c.arrival_ns)[done] / 1e6, "ms"),
-        **per_block,
+        **per_unit,
         "tokens_per_nfe": of(per_forward, "tokens/forward"),
         "input_sequence_length": of(c.input_tokens[done], "tokens"),
         "output_sequence_length": of(output, "tokens"),
@@ -184,14 +244,14 @@ def _good(slo: Slo, ttft_ms, ttst_ms, itl_ms, latency_ms) -> np.ndarray | None:
 
 
 def _counts(run: Run, done: np.ndarray) -> dict[str, int]:
-    running = sum(len(engine.running) for engine in run.engines)
-    queued = sum(len(engine.queue) for engine in run.engines)
+    outstanding = sum(engine.outstanding_requests for engine in run.engines)
+    running = sum(engine.running_requests for engine in run.engines)
     return {
         "arrived": len(run.requests),
         "completed": int(done.sum()),
         "rejected": len(run.rejected),
         "failed": 0,
-        "queued": queued,
+        "queued": outstanding - running,
         "running": running,
         "preemptions": sum(engine.preemptions for engine in run.engines),
         "rounds": sum(engine.rounds for engine in run.engines),
@@ -219,44 +279,67 @@ def _utilisation(run: Run, segments: np.ndarray, duration_s: float) -> dict[str,
         "duration_s": duration_s,
         "gpus": run.gpus,
         "busy": float(np.mean([replica["busy"] for replica in replicas])),
-        "share_of_time": _shares(run, duration_s * len(run.engines)),
+        "share_of_time": _tandem_shares(run, duration_s) if run.scenario.tandem else _shares(run, duration_s),
         "extrapolated_share": extrapolated_share(run),
         "replicas": replicas,
     }
 
 
-def _shares(run: Run, total_s: float) -> dict[str, dict[str, float]]:
+def _shares(run: Run, duration_s: float) -> dict[str, dict[str, float]]:
     """Share of time per kind of pass, of the GPUs of each tower where the towers compute side by side."""
-    engines = run.engines
+    engines, total_s = run.engines, duration_s * len(run.engines)
     busy_s = sum(engine.busy_ns for engine in engines) / 1e9
-    denoise = {"denoise": sum(engine.denoiser_s for engine in engines)} if run.plans else {}
-    names = PASS_NAMES[run.scenario.decoding.kind]
-    context = {names[kind]: sum(engine.context_s[kind] for engine in engines) for kind in (1, 2, 3)}
+    first, context = _passes(run)
+    if run.latency.side_by_side and first:
+        return {
+            "denoiser": _parts(first, busy_s, "waiting", total_s),
+            "context": _parts(context, busy_s, "waiting", total_s),
+        }
+    return {"gpus": _parts(first | context, busy_s, "host", total_s)}
 
-    def shares(passes: dict[str, float], rest: str) -> dict[str, float]:
-        spent_s = sum(passes.values())
-        shrink = (
-            busy_s / spent_s if spent_s > busy_s else 1.0
-        )  # rounds last whole nanoseconds, which may be less than their passes
-        parts = {name: shrink * seconds for name, seconds in passes.items()}
-        parts |= {rest: busy_s - shrink * spent_s, "idle": total_s - busy_s}
-        return {name: round(seconds / total_s, 9) + 0.0 for name, seconds in parts.items()}  # no -0.0
 
-    if run.latency.side_by_side and run.plans:
-        return {"denoiser": shares(denoise, "waiting"), "context": shares(context, "waiting")}
-    return {"gpus": shares(denoise | context, "host")}
+def _tandem_shares(run: Run, duration_s: float) -> dict[str, dict[str, float]]:
+    """The same, of towers in tandem; a context server waits for its own transfers where they block it."""
+    assert run.scenario.tandem is not None
+    tandems = [engine for engine in run.engines if isinstance(engine, Tandem)]
+    denoise, context = _passes(run)
+    m, n = (servers * duration_s * len(tandems) for servers in run.scenario.tandem)
+    denoiser_s = sum(engine.busy_denoiser_ns for engine in tandems) / 1e9
+    context_s = sum(engine.busy_context_ns for engine in tandems) / 1e9
+    return {
+        "denoiser": _parts(denoise, denoiser_s, "host", n),
+        "context": _parts(context, context_s, "host and transfer", m),
+    }
+
+
+def _passes(run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds by kind of pass: of the denoiser (or the drafter), and of the context tower."""
+    kind, engines = run.scenario.decoding.kind, run.engines
+    names = PASS_NAMES[kind]
+    context = {names[of]: sum(engine.context_s[of] for engine in engines) for of in (1, 2, 3)}
+    first = {"two_tower": "denoise", "mock_ar": "denoise", "speculative": "draft"}.get(kind)
+    return {first: sum(engine.denoiser_s for engine in engines)} if first else {}, context
+
+
+def _parts(passes: dict[str, float], busy_s: float, rest: str, total_s: float) -> dict[str, float]:
+    spent_s = sum(passes.values())
+    shrink = busy_s / spent_s if spent_s > busy_s else 1.0  # rounds last whole nanoseconds, their passes may not
+    parts = {name: shrink * seconds for name, seconds in passes.items()}
+    parts |= {rest: busy_s - shrink * spent_s, "idle": total_s - busy_s}
+    return {name: round(seconds / total_s, 9) + 0.0 for name, seconds in parts.items()}  # no -0.0
 
 
 def _memory(run: Run) -> dict[str, Any]:
     plan = run.memory
+    caches = [cache for engine in run.engines for cache in engine.prefix_caches]
     return {
         "gpus": {
             side.role: {
                 "capacity_bytes": side.capacity,
                 "weights_bytes": side.weights,
                 "workspace_bytes": side.workspace,
-                "kv_cache_bytes": plan.kv_blocks * plan.kv_block_bytes,
-                "state_bytes": plan.state_slots * plan.state_bytes,
+                "kv_cache_bytes": side.kv_blocks * side.kv_block_bytes,
+                "state_bytes": side.state_slots * side.state_bytes,
             }
             for side in plan.sides
         },
@@ -264,7 +347,44 @@ def _memory(run: Run) -> dict[str, Any]:
         "kv_blocks_peak": max(engine.kv_peak for engine in run.engines),
         "state_slots": plan.state_slots,
         "state_slots_peak": max(engine.seats_peak for engine in run.engines),
+        "prefix_cache": total(caches) if caches else None,
     }
+
+
+def _quality(run: Run, done: np.ndarray) -> dict[str, Any]:
+    """For every gamma in use, its share of blocks, and what is published of the quality that it keeps."""
+    luck, decoding = run.luck, run.scenario.decoding
+    if luck is None or not isinstance(decoding, TwoTower | BlockDiffusion):
+        return {}
+    counts: Counter[int] = Counter()
+    for engine in run.engines:
+        counts.update(engine.blocks_by_level)
+    if run.fast:
+        for level in range(len(luck.gammas)):
+            counts[level] = int(luck.plans.blocks_of[done & (luck.base == level)].sum())
+    return {
+        f"{luck.gammas[level]:g}": {
+            "share_of_blocks": count / counts.total(),
+            "retained": published_quality(run.scenario.model, decoding, luck.gammas[level]),
+        }
+        for level, count in sorted(counts.items())
+        if count
+    }
+
+
+def _classes(run: Run, c: Columns, done: np.ndarray) -> dict[str, Any]:
+    """Latencies by class of request, where the workload has classes."""
+    classes = {}
+    for index, name in enumerate(run.scenario.workload.classes or {}):
+        mine = done & (run.classes == index)
+        if not mine.any():
+            continue
+        classes[name] = {
+            "requests": int(mine.sum()),
+            "time_to_first_token": of((c.first_ns - c.arrival_ns)[mine] / 1e6, "ms"),
+            "request_latency": of((c.finish_ns - c.arrival_ns)[mine] / 1e6, "ms"),
+        }
+    return classes
 
 
 def _cost(run: Run, columns: Columns, done: np.ndarray, duration_s: float) -> dict[str, Any]:

@@ -141,13 +141,14 @@ class Tower:
         """Into how many parts the KV cache is divided; beyond the KV heads, GPUs hold copies."""
         return min(tensor_parallel, self.kv_heads)
 
-    def check_parallel(self, tensor_parallel: int) -> None:
+    def check_parallel(self, tensor_parallel: int, expert_parallel: bool = False) -> None:
         """Raise InputError unless every dimension that is divided among GPUs can be."""
+        moe = ("n_routed_experts", self.experts) if expert_parallel else ("moe_intermediate_size", self.expert_width)
         divided = {
             "num_attention_heads": self.heads,
             "mamba_num_heads": self.mamba_heads,
             "n_groups": self.groups,
-            "moe_intermediate_size": self.expert_width,
+            moe[0]: moe[1],
             "moe_shared_expert_intermediate_size": self.shared_width,
             "vocab_size": self.vocab,
         }

@@ -20,7 +20,9 @@ class Records:
         self.finish_ns = array("q", [NOT_YET]) * requests
         self.replica = array("h", [NOT_YET]) * requests
         self.preemptions = array("i", [0]) * requests
+        self.nfe = array("q", [0]) * requests  # denoise passes, where an engine counts them itself
         self._segments = array("q")
+        self._log = array("q")
 
     def admit(self, request: int, time_ns: int, replica: int) -> None:
         self.replica[request] = replica
@@ -39,9 +41,21 @@ class Records:
         units (tokens or blocks) before."""
         self._segments.extend((request, done, start_tick, end_tick, replica, start_ns))
 
+    def log(self, request: int, unit: int, size: int, ready_ns: int, visible_ns: int) -> None:
+        """Unit ``unit`` (block or burst) of ``request`` became visible; ``size``: its denoise steps, or its tokens."""
+        self._log.extend((request, unit, size, ready_ns, visible_ns))
+
+    def units(self) -> np.ndarray:
+        """Rows (request, unit, size, ready_ns, visible_ns) as int64 (n, 5), by request, then by time."""
+        return _by_request(self._log, 5)
+
     def segments(self) -> np.ndarray:
         """Rows (request, done, start_tick, end_tick, replica, start_ns) as int64 (n, 6), by request, then by time; once
         the run is over."""
-        rows = np.frombuffer(self._segments, np.int64).reshape(-1, 6)
-        rows[:] = rows[np.argsort(rows[:, 0], kind="stable")]
-        return rows
+        return _by_request(self._segments, 6)
+
+
+def _by_request(rows: array, columns: int) -> np.ndarray:
+    table = np.frombuffer(rows, np.int64).reshape(-1, columns)
+    table[:] = table[np.argsort(table[:, 0], kind="stable")]
+    return table

@@ -40,6 +40,8 @@ def summary(run: Run, results: Results) -> dict[str, Any]:
         "utilisation": results.utilisation,
         "memory": results.memory,
         "cost": results.cost,
+        "quality": results.quality,
+        "classes": results.classes,
         "provenance": run.provenance,
         "warnings": run.warnings,
         "scenario": scenario.model_dump(by_alias=True),

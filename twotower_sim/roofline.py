@@ -6,54 +6,105 @@ The formulas are the roofline's (Williams et al., 2009) over the shapes in ``mod
 - attention reads each sequence's keys and values once and computes 4 x heads x head_dim FLOPs for each
   query-key pair and layer;
 - a Mamba layer reads each sequence's state and, but for denoising (which leaves it as it is), writes it;
-- the head runs on all positions of a denoise pass, on one token of each sequence in autoregressive
+  a verify pass writes one a position, so that rejected drafts can be rolled back;
+- the head runs on all positions of a denoise or verify pass, on one token of each sequence in autoregressive
   decoding, and not at all in extend passes and two-tower prefills: nothing is sampled from them;
 - tensor parallelism divides weights, heads, states and FLOPs, and adds an all-reduce a layer (ring:
   2 (n - 1) / n of the activations over the link, plus its latency);
+- expert parallelism leaves routed experts whole, each on one of the tower's GPUs (as vLLM does with
+  ``--enable-expert-parallel`` and sequence-parallel MoE): every GPU dispatches its share of the tokens to their
+  experts and combines what comes back, two all-to-alls in which (n - 1) / n of the copies leave it. The all-reduce
+  stays: its first half sums the shared expert, its second gathers what was combined. The layer waits for the GPU
+  with the most experts touched;
 - every kernel costs a gap; a CUDA graph costs its launch, and eager passes take at least that of their kernels.
 
-The context tower's forward carries extends (or decodes) and prompt chunks together and is costed as that
-mix, not as a sum of passes: its weights are read once, its MoE layers touch the union of the experts.
+The context tower's forward carries extends (decodes, verified drafts) and prompt chunks together and is costed as
+that mix, not as a sum of passes: its weights are read once, its MoE layers touch the union of the experts.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 
 import numpy as np
 
+from twotower_sim.drafter import Drafter, ModelDrafter, MtpDrafter, NgramDrafter, projection_params
 from twotower_sim.gpu import Gpu, Link
-from twotower_sim.latency import Latency
+from twotower_sim.latency import Host, Latency, no_transfer
 from twotower_sim.model import Tower
+from twotower_sim.paired import paired
 from twotower_sim.routing import Routing
 
 KERNELS = {"M": 7, "E": 9, "*": 6, "-": 4}
 """Kernels of a layer in a fused implementation (norm and residual fused): M in_proj, conv, scan, gated norm,
 out_proj, norm, copy; E norm, router, top-k, permute, grouped up, grouped down, shared up, shared down,
 combine; * norm, QKV, cache write, attention, combine, output; - norm, up, activation, down."""
+PROJECTION_KERNELS = 3
+"""In front of a multi-token-prediction module's layers: two norms and the projection."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """The hardware side of a replica: each tower on ``tensor_parallel`` GPUs, together or (``link``) apart."""
+    """The hardware side of a replica: each tower on GPUs of its own (``link`` joins them), or both on the same."""
 
     gpu: Gpu
-    tensor_parallel: int = 1
+    tensor_parallel: int = 1  # GPUs of the context tower
+    denoiser_tensor_parallel: int | None = None  # None: as many
+    expert_parallel: bool = False
     link: Link | None = None  # between the towers' GPUs; None: both on the same
     cuda_graphs: bool = True
-    host_overhead_s: float = 0.0
+    host: Host = field(default_factory=Host)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a pass is for each of its sequences."""
+
+    positions: int  # new tokens
+    pairs: int  # query-key pairs beside those with the context that the round's shape counts
+    states: int  # of its Mamba layers, read or written
+    rows: int = 0  # positions whose logits are needed
+
+    @property
+    def curve(self) -> str:
+        """Of the routing: of blocks, or of single tokens of different sequences."""
+        return "blocks" if self.positions > 1 else "singles"
+
+
+_TOKEN = _Pass(positions=1, pairs=0, states=2, rows=1)
+"""Autoregressive decoding: the context counts the token itself."""
+
+
+def _denoise(block_size: int) -> _Pass:
+    return _Pass(block_size, block_size * block_size, states=1, rows=block_size)
+
+
+def _extend(block_size: int) -> _Pass:
+    return _Pass(block_size, block_size * (block_size + 1) // 2, states=2)
+
+
+def _verify(draft_tokens: int) -> _Pass:
+    """The newest token, which the context counts, and the drafts after it; a state is kept after every position."""
+    positions = draft_tokens + 1
+    return _Pass(positions, draft_tokens * positions // 2, states=1 + positions, rows=positions)
 
 
 class _Forward:
-    """Seconds of the parts of one tower's forward, on integer arrays of any shape."""
+    """Seconds of the parts of one tower's forward on ``parallel`` GPUs, on integer arrays of any shape. ``projection``:
+    the tower is a multi-token-prediction module, with one in front of its layers."""
 
-    def __init__(self, tower: Tower, on: Deployment) -> None:
-        self.tower, self.on = tower, on
-        gpu, parallel = on.gpu, on.tensor_parallel
+    def __init__(self, tower: Tower, on: Deployment, parallel: int, projection: bool = False) -> None:
+        self.tower, self.on, self.parallel, self.projection = tower, on, parallel, projection
+        gpu = on.gpu
         self.byte_s = 1 / (gpu.memory_bytes_per_s * gpu.reached.memory * parallel)
         self.flop_s = 1 / (gpu.flops * gpu.reached.compute * parallel)
         self.state_s = tower.state_bytes * self.byte_s  # to read, or to write, one sequence's state
         self.pair_s = 4 * tower.heads * tower.head_dim * tower.layers("*") * self.flop_s
         self.kv_token_s = tower.kv_bytes_per_token * self.byte_s * parallel / tower.kv_shards(parallel)
+
+    def own_s(self, each: _Pass) -> float:
+        """Attention of a sequence's new positions to each other, and its states."""
+        return each.pairs * self.pair_s + each.states * self.state_s
 
     def context_token_s(self, queries: int) -> float:
         """Attention of ``queries`` positions of a sequence to one token of its context."""
@@ -76,16 +127,26 @@ class _Forward:
         seconds = seconds + self._layers(t.layers("*"), t.attention_params, attention_io, tokens)
         seconds += self._layers(t.layers("E"), t.moe_dense_params, 2 * t.hidden + 2 * t.shared_width, tokens)
         seconds += self._layers(t.layers("-"), t.mlp_params, 2 * t.hidden + 2 * t.mlp_width, tokens)
-        seconds += self._all_reduces(tokens) + self._gaps_s()
+        seconds += self._layers(int(self.projection), projection_params(t), 3 * t.hidden, tokens)
+        seconds += self._all_reduces(tokens) + self._all_to_alls(tokens) + self._gaps_s()
         return np.where(tokens > 0, seconds, 0.0)
 
     def _all_reduces(self, tokens: np.ndarray) -> np.ndarray:
-        n = self.on.tensor_parallel
+        n = self.parallel
         if n == 1:
             return np.zeros(np.shape(tokens))
         link = self.on.gpu.fastest_link
         moved = 2 * (n - 1) / n * tokens * self.tower.hidden * self.tower.dtype_bytes
         return len(self.tower.pattern) * (moved / link.bytes_per_s + link.latency_s)
+
+    def _all_to_alls(self, tokens: np.ndarray) -> np.ndarray:
+        """Dispatch and combine: each GPU's share of the tokens, a copy for each of their experts."""
+        n, t = self.parallel, self.tower
+        if n == 1 or not self.on.expert_parallel:
+            return np.zeros(np.shape(tokens))
+        link = self.on.gpu.fastest_link
+        moved = (n - 1) / n * tokens / n * t.experts_per_token * t.expert_io * t.dtype_bytes
+        return 2 * t.layers("E") * (moved / link.bytes_per_s + link.latency_s)
 
     def _gaps_s(self) -> float:
         """What a pass's kernels add to it."""
@@ -99,7 +160,7 @@ class _Forward:
 
     @property
     def kernels(self) -> int:
-        return sum(KERNELS[layer] for layer in self.tower.pattern)
+        return sum(KERNELS[layer] for layer in self.tower.pattern) + self.projection * PROJECTION_KERNELS
 
     def prompt_attention(self, maximum: Callable, pairs, context):
         """Chunks of prompts: their query-key pairs, or the keys and values they read."""
@@ -112,11 +173,26 @@ class _Forward:
         read_s = count * t.experts * t.expert_params * byte_s
         io_s = count * routed * 2 * (t.expert_io + t.expert_width) * byte_s
         flop_s = count * routed * 2 * t.expert_params * self.flop_s
+        spread = self._spread()
 
         def cost(maximum: Callable, untouched, tokens):
-            return maximum((1 - untouched) * read_s + tokens * io_s, tokens * flop_s)
+            read = 1 - untouched
+            if spread:
+                read = -maximum(-1.0, -(read + spread * (read * untouched) ** 0.5))
+            return maximum(read * read_s + tokens * io_s, tokens * flop_s)
 
         return cost
+
+    def _spread(self) -> float:
+        """How far the share of experts touched on the busiest GPU is above the mean, in units of sqrt(p (1 - p)).
+
+        Each of a GPU's experts / n is taken to be touched with probability p by itself (binomial), and the largest of n
+        such counts to lie at Blom's normal score, Phi^-1((n - 3/8) / (n + 1/4)) (Blom, 1958): 0 for one GPU.
+        """
+        n, experts = self.parallel, self.tower.experts
+        if not self.on.expert_parallel or not experts:
+            return 0.0
+        return NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) * (n / experts) ** 0.5
 
     def untouched(self, routing: Routing, curve: str, tokens: np.ndarray) -> np.ndarray:
         """Share of the experts of a layer that ``tokens`` leave alone; 1 where there are none."""
@@ -130,112 +206,245 @@ class _Forward:
         return np.where(rows > 0, np.maximum(moved, 2 * t.head_params * rows * self.flop_s), 0.0)
 
 
+@dataclass(frozen=True)
+class _Half:
+    """One of the two kinds of pass in a round: seconds of ``alone[n]`` and ``context_token_s`` for each token of the
+    contexts, but at least ``floors[n]``; ``mixed(n, context, *prefill)`` in a round with prompts."""
+
+    alone: np.ndarray
+    floors: np.ndarray
+    context_token_s: float
+    mixed: Callable[..., float]
+
+
 def two_tower_roofline(
     tower: Tower, on: Deployment, routing: Routing, block_size: int, max_num_seqs: int, max_num_batched_tokens: int
 ) -> Latency:
     """Latency of rounds of denoise passes beside one context forward of extends and prompt chunks."""
-    forward, size = _Forward(tower, on), block_size
-    n, tokens = np.arange(max_num_seqs + 1), np.arange(max_num_batched_tokens + 1)
-    moe, round_s, launch_s = forward.moe(), _round(tower, on), forward.launch_s
-    context_token_s, pair_s, states_s = forward.context_token_s(size), forward.pair_s, 2 * forward.state_s
-    own_pairs_s = size * (size + 1) // 2 * pair_s
-    tables = (
-        forward.dense(tokens),
-        forward.untouched(routing, "blocks", n * size),
-        forward.untouched(routing, "blocks", tokens),
-    )
+    denoiser = _denoiser(tower, on, routing, _denoise(block_size), max_num_seqs, timed=True)
+    context = _shared(_context(tower, on), routing, _extend(block_size), max_num_seqs, max_num_batched_tokens)
+    return _two_passes(denoiser, context, block_size, on, _transfer(tower, on))
 
-    def context_pass(maximum, dense_s, extends_free, prompts_free):
-        """The context tower's forward but for the extends' attention to their context."""
 
-        def cost(n_extend, prefill_tokens=0, prefill_pairs=0, prefill_context=0, n_prefill=0):
-            q = n_extend * size + prefill_tokens
-            prompts_s = forward.prompt_attention(maximum, prefill_pairs, prefill_context)
-            moe_s = moe(maximum, extends_free[n_extend] * prompts_free[prefill_tokens], q)
-            return dense_s[q] + moe_s + n_extend * own_pairs_s + prompts_s + (n_extend + n_prefill) * states_s
+def mock_ar_roofline(
+    tower: Tower, on: Deployment, routing: Routing, max_num_seqs: int, max_num_batched_tokens: int
+) -> Latency:
+    """Latency of rounds in which each sequence's last token goes through both towers: the denoiser, causal and without
+    time conditioning, predicts the next one, and the context tower reads it, beside prompt chunks, and samples nothing.
+    """
+    denoiser = _denoiser(tower, on, routing, replace(_TOKEN, states=1), max_num_seqs, timed=False)
+    context = _shared(_context(tower, on), routing, replace(_TOKEN, rows=0), max_num_seqs, max_num_batched_tokens)
+    return paired(_two_passes(denoiser, context, 1, on, _transfer(tower, on)))
 
-        return cost
 
-    def decode(maximum, denoise_s, extend_s, launches_s):
-        def cost(n, context, n_extend, extend_context):
-            denoiser_s = maximum(denoise_s[n] + context * context_token_s, launches_s[n])
-            context_s = maximum(extend_s[n_extend] + extend_context * context_token_s, launches_s[n_extend])
-            return denoiser_s, context_s, round_s(maximum, denoiser_s, context_s, n_extend, n_extend * size)
+def speculative_roofline(
+    tower: Tower,
+    on: Deployment,
+    routing: Routing,
+    draft_tokens: int,
+    drafter: Drafter,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+) -> Latency:
+    """Latency of rounds in which ``drafter`` drafts ``draft_tokens`` of each sequence, and then one forward verifies
+    them beside prompt chunks. Sequences whose prompt completes in the round are among those that draft.
 
-        return cost
-
-    denoise = forward.dense(n * size) + moe(np.maximum, tables[1], n * size) + forward.head(n * size)
-    denoise += (n > 0) * (tower.time_params * tower.dtype_bytes * forward.byte_s)
-    denoise += n * (size * size * pair_s + forward.state_s)
-    extend, launches = context_pass(np.maximum, *tables)(n), (n > 0) * launch_s
-    context_work = context_pass(max, *(table.tolist() for table in tables))
-    denoise_s, launches_s = denoise.tolist(), launches.tolist()
-
-    def mixed(n, context, n_extend, extend_context, prefill_tokens, prefill_pairs, prefill_context, n_prefill):
-        denoiser_s = max(denoise_s[n] + context * context_token_s, launches_s[n])
-        work_s = context_work(n_extend, prefill_tokens, prefill_pairs, prefill_context, n_prefill)
-        context_s = max(work_s + extend_context * context_token_s, launch_s)
-        q = n_extend * size + prefill_tokens
-        return denoiser_s, context_s, round_s(max, denoiser_s, context_s, n_extend + n_prefill, q)
-
-    return Latency.of(decode, (denoise, extend, launches), mixed, side_by_side=on.link is not None)
+    Drafts, all but one token a sequence, come on top of ``max_num_batched_tokens``.
+    """
+    most = max_num_seqs, max_num_batched_tokens
+    reach = (draft_tokens + 1) * max_num_seqs + max_num_batched_tokens
+    verify = _shared(_context(tower, on), routing, _verify(draft_tokens), max_num_seqs, reach)
+    drafts = _drafts(drafter, tower, on, routing, draft_tokens, *most)
+    return paired(_two_passes(drafts, verify, draft_tokens + 1, replace(on, link=None), no_transfer))
 
 
 def autoregressive_roofline(
     tower: Tower, on: Deployment, routing: Routing, max_num_seqs: int, max_num_batched_tokens: int
 ) -> Latency:
     """Latency of rounds of one context forward of decoded tokens and prompt chunks."""
-    forward, host_s = _Forward(tower, on), on.host_overhead_s
-    n, tokens = np.arange(max_num_seqs + 1), np.arange(max_num_batched_tokens + 1)
-    moe, launch_s = forward.moe(), forward.launch_s
-    context_token_s, states_s = forward.context_token_s(1), 2 * forward.state_s
+    step = _shared(_context(tower, on), routing, _TOKEN, max_num_seqs, max_num_batched_tokens, prompt_rows=1)
+    token_s, around = step.context_token_s, on.host.around
+
+    def decode(maximum, step_s, floors_s):
+        def cost(n, context, n_extend, extend_context):
+            context_s = maximum(step_s[n] + context * token_s, floors_s[n])
+            return 0.0, context_s, around(maximum, context_s)
+
+        return cost
+
+    def mixed(n, context, n_extend, extend_context, *prefill):
+        context_s = step.mixed(n, context, *prefill)
+        return 0.0, context_s, around(max, context_s)
+
+    return Latency.of(decode, (step.alone, step.floors), mixed, side_by_side=False, host=on.host)
+
+
+def block_diffusion_roofline(
+    tower: Tower, on: Deployment, routing: Routing, block_size: int, max_num_seqs: int, max_num_batched_tokens: int
+) -> Latency:
+    """Latency of rounds of one forward of one tower over blocks under denoising, blocks that extend the cache and
+    prompt chunks: weights are read once; there is no time conditioning."""
+    forward, n = _context(tower, on), np.arange(max_num_seqs + 1)
+    denoise, extend, token_s = _denoise(block_size), _extend(block_size), forward.context_token_s(block_size)
+    blocks, work = _work(forward, routing, _Pass(block_size, 0, 0), max_num_seqs, max_num_batched_tokens)
+    denoised = forward.head(n * denoise.rows) + n * forward.own_s(denoise)
+    tables = blocks, denoised, n * forward.own_s(extend), (n > 0) * forward.launch_s
+    around, launch_s = on.host.around, forward.launch_s
+
+    def decode(maximum, blocks_s, denoised_s, extended_s, floors_s):
+        def cost(n, context, n_extend, extend_context):
+            kinds_s = denoised_s[n] + extended_s[n_extend] + (context + extend_context) * token_s
+            context_s = maximum(blocks_s[n + n_extend] + kinds_s, floors_s[n + n_extend])
+            return 0.0, context_s, around(maximum, context_s)
+
+        return cost
+
+    denoised_s, extended_s = denoised.tolist(), tables[2].tolist()
+
+    def mixed(n, context, n_extend, extend_context, *prefill):
+        kinds_s = denoised_s[n] + extended_s[n_extend] + (context + extend_context) * token_s
+        context_s = max(work(n + n_extend, *prefill) + kinds_s, launch_s)
+        return 0.0, context_s, around(max, context_s)
+
+    return Latency.of(decode, tables, mixed, side_by_side=False, host=on.host, one_forward=True)
+
+
+def _context(tower: Tower, on: Deployment) -> _Forward:
+    return _Forward(tower, on, on.tensor_parallel)
+
+
+def _denoiser(tower: Tower, on: Deployment, routing: Routing, each: _Pass, max_num_seqs: int, *, timed: bool) -> _Half:
+    """Passes of the denoiser, which never carry prompts; ``timed``: with time conditioning."""
+    forward, n = _Forward(tower, on, on.denoiser_tensor_parallel or on.tensor_parallel), np.arange(max_num_seqs + 1)
+    tokens, token_s = n * each.positions, forward.context_token_s(each.positions)
+    untouched = forward.untouched(routing, each.curve, tokens)
+    alone = forward.dense(tokens) + forward.moe()(np.maximum, untouched, tokens) + forward.head(n * each.rows)
+    alone += (n > 0) * (timed * tower.time_params * tower.dtype_bytes * forward.byte_s)
+    alone += n * forward.own_s(each)
+    floors = (n > 0) * forward.launch_s
+    alone_s, floors_s = alone.tolist(), floors.tolist()
+
+    def mixed(n, context, *prefill):
+        return max(alone_s[n] + context * token_s, floors_s[n])
+
+    return _Half(alone, floors, token_s, mixed)
+
+
+def _shared(
+    forward: _Forward, routing: Routing, each: _Pass, max_num_seqs: int, most_tokens: int, prompt_rows: int = 0
+) -> _Half:
+    """Passes that sequences, ``each`` with the same, share with prompts; those need ``prompt_rows`` logits each."""
+    alone, work = _work(forward, routing, each, max_num_seqs, most_tokens, prompt_rows)
+    launch_s, token_s = forward.launch_s, forward.context_token_s(each.positions)
+
+    def mixed(n, context, *prefill):
+        return max(work(n, *prefill) + context * token_s, launch_s)
+
+    return _Half(alone, (np.arange(max_num_seqs + 1) > 0) * launch_s, token_s, mixed)
+
+
+def _work(
+    forward: _Forward, routing: Routing, each: _Pass, max_num_seqs: int, most_tokens: int, prompt_rows: int = 0
+) -> tuple[np.ndarray, Callable[..., float]]:
+    """Seconds of a forward but for its sequences' attention to their contexts: of 0 … ``max_num_seqs`` sequences, and
+    as a function (sequences, *prefill) with prompts beside them. ``most_tokens``: of a forward."""
+    n, tokens = np.arange(max_num_seqs + 1), np.arange(most_tokens + 1)
+    moe, state_s, pairs_s = forward.moe(), forward.state_s, each.pairs * forward.pair_s
+    positions, states, rows = each.positions, each.states, each.rows
     tables = (
         forward.dense(tokens),
-        forward.head(n),
-        forward.untouched(routing, "singles", n),
+        forward.untouched(routing, each.curve, n * positions),
         forward.untouched(routing, "blocks", tokens),
+        forward.head(np.arange(max(rows, prompt_rows) * max_num_seqs + 1)),
     )
 
-    def forward_pass(maximum, dense_s, head_s, decodes_free, prompts_free):
-        """The forward but for the decodes' attention."""
-
+    def seconds(maximum, dense_s, sequences_free, prompts_free, head_s):
         def cost(n, prefill_tokens=0, prefill_pairs=0, prefill_context=0, n_prefill=0):
-            q, sequences = n + prefill_tokens, n + n_prefill
+            q = n * positions + prefill_tokens
             prompts_s = forward.prompt_attention(maximum, prefill_pairs, prefill_context)
-            moe_s = moe(maximum, decodes_free[n] * prompts_free[prefill_tokens], q)
-            return dense_s[q] + moe_s + prompts_s + sequences * states_s + head_s[sequences]
+            moe_s = moe(maximum, sequences_free[n] * prompts_free[prefill_tokens], q)
+            states_s = (n * states + n_prefill * 2) * state_s
+            return dense_s[q] + moe_s + n * pairs_s + prompts_s + states_s + head_s[n * rows + n_prefill * prompt_rows]
 
         return cost
 
-    def decode(maximum, step_s, launches_s):
+    return seconds(np.maximum, *tables)(n), seconds(max, *(table.tolist() for table in tables))
+
+
+def _drafts(
+    drafter: Drafter,
+    tower: Tower,
+    on: Deployment,
+    routing: Routing,
+    draft_tokens: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+) -> _Half:
+    """All drafts of a round: one token a forward, each attending to those before it. The first forward takes along the
+    prompts of the round, which the drafter reads too."""
+    n = np.arange(max_num_seqs + 1)
+    match drafter:
+        case NgramDrafter(seconds):
+            return _Half((n > 0) * seconds, np.zeros(len(n)), 0.0, lambda n, *_: (n > 0) * seconds)
+        case MtpDrafter():
+            forward = _Forward(drafter.layers(tower), on, on.tensor_parallel, projection=True)
+        case ModelDrafter(small):
+            forward = _Forward(small, on, on.tensor_parallel)
+    one, work = _work(forward, routing, _TOKEN, max_num_seqs, max_num_seqs + max_num_batched_tokens)
+    token_s, launch_s = forward.context_token_s(1), forward.launch_s
+    later = (draft_tokens - 1) * one + n * (draft_tokens * (draft_tokens - 1) // 2 * token_s)
+    later_s = later.tolist()
+
+    def mixed(n, context, *prefill):
+        forwards = draft_tokens if n else 1
+        return max(work(n, *prefill) + later_s[n] + draft_tokens * context * token_s, forwards * launch_s)
+
+    return _Half(one + later, (n > 0) * (draft_tokens * launch_s), draft_tokens * token_s, mixed)
+
+
+def _two_passes(
+    denoiser: _Half, context: _Half, positions: int, on: Deployment, transfer: Callable[[object, object], object]
+) -> Latency:
+    """Rounds of ``n`` sequences in the one pass, and ``n_extend`` of ``positions`` tokens and prompts in the other: in
+    turns on the same GPUs; side by side where the towers are apart, when the context tower also sends the states and
+    the new keys and values over the link before the round ends."""
+    denoiser_token_s, context_token_s = denoiser.context_token_s, context.context_token_s
+    host, apart = on.host, on.link is not None
+
+    def end(maximum, denoiser_s, context_s, states, tokens):
+        if apart:
+            return host.around(maximum, maximum(denoiser_s, context_s + transfer(states, tokens)))
+        return host.around(maximum, denoiser_s + context_s)
+
+    def decode(maximum, denoise_s, denoise_floors_s, extend_s, extend_floors_s):
         def cost(n, context, n_extend, extend_context):
-            context_s = maximum(step_s[n] + context * context_token_s, launches_s[n])
-            return 0.0, context_s, host_s + context_s
+            denoiser_s = maximum(denoise_s[n] + context * denoiser_token_s, denoise_floors_s[n])
+            context_s = maximum(extend_s[n_extend] + extend_context * context_token_s, extend_floors_s[n_extend])
+            return denoiser_s, context_s, end(maximum, denoiser_s, context_s, n_extend, n_extend * positions)
 
         return cost
 
-    work = forward_pass(max, *(table.tolist() for table in tables))
+    def mixed(n, context_tokens, n_extend, extend_context, prefill_tokens, prefill_pairs, prefill_context, n_prefill):
+        prefill = prefill_tokens, prefill_pairs, prefill_context, n_prefill
+        denoiser_s = denoiser.mixed(n, context_tokens, *prefill)
+        context_s = context.mixed(n_extend, extend_context, *prefill)
+        sent = n_extend + n_prefill, n_extend * positions + prefill_tokens
+        return denoiser_s, context_s, end(max, denoiser_s, context_s, *sent)
 
-    def mixed(n, context, n_extend, extend_context, prefill_tokens, prefill_pairs, prefill_context, n_prefill):
-        work_s = work(n, prefill_tokens, prefill_pairs, prefill_context, n_prefill)
-        context_s = max(work_s + context * context_token_s, launch_s)
-        return 0.0, context_s, host_s + context_s
-
-    step = forward_pass(np.maximum, *tables)(n)
-    return Latency.of(decode, (step, (n > 0) * launch_s), mixed, side_by_side=False)
+    tables = denoiser.alone, denoiser.floors, context.alone, context.floors
+    return Latency.of(decode, tables, mixed, side_by_side=apart, host=host, transfer=transfer)
 
 
-def _round(tower: Tower, on: Deployment) -> Callable:
-    """A round from its two passes: in turns on the same GPUs; side by side where the towers are apart, when the
-    context tower also sends the states and the new keys and values over the link before the round ends."""
-    host_s, link = on.host_overhead_s, on.link
-    if link is None:
-        return lambda maximum, denoiser_s, context_s, states, tokens: host_s + denoiser_s + context_s
-    state_s = tower.state_bytes / on.tensor_parallel / link.bytes_per_s  # every GPU of the group sends its own part
-    token_s = tower.kv_bytes_per_token / tower.kv_shards(on.tensor_parallel) / link.bytes_per_s
-    hop_s = link.latency_s
+def _transfer(tower: Tower, on: Deployment) -> Callable:
+    """(states, tokens) to seconds over the link: as many GPUs as both towers have send their parts at a time."""
+    if on.link is None:
+        return no_transfer
+    pairs = min(on.tensor_parallel, on.denoiser_tensor_parallel or on.tensor_parallel)
+    state_s = tower.state_bytes / pairs / on.link.bytes_per_s
+    token_s = tower.kv_bytes_per_token / tower.kv_shards(pairs) / on.link.bytes_per_s
+    hop_s = on.link.latency_s
 
-    def split(maximum, denoiser_s, context_s, states, tokens):
-        return host_s + maximum(denoiser_s, context_s + (states > 0) * hop_s + states * state_s + tokens * token_s)
+    def transfer(states, tokens):
+        return (states > 0) * hop_s + states * state_s + tokens * token_s
 
-    return split
+    return transfer

@@ -3,8 +3,9 @@
 import json
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
@@ -64,7 +65,22 @@ class ConstantArrivals(Section):
 Arrivals = Annotated[PoissonArrivals | GammaArrivals | ConstantArrivals, Field(discriminator="kind")]
 
 
-class TraceWorkload(Section):
+Share = Annotated[float, Field(gt=0, le=1)]
+Classes = Annotated[dict[str, Share], Field(min_length=1, max_length=16)]
+"""Kinds of requests and their shares, which add up to 1; a request's class is part of its luck."""
+
+
+class Load(Section):
+    classes: Classes | None = None
+
+    @model_validator(mode="after")
+    def _shares_are_whole(self) -> "Load":
+        if self.classes and abs(sum(self.classes.values()) - 1) > 1e-9:
+            raise ValueError(f"classes: the shares add up to {sum(self.classes.values()):g}; expected 1")
+        return self
+
+
+class TraceWorkload(Load):
     kind: Literal["trace"]
     path: str
     format: Literal["auto", "mooncake", "azure"] = "auto"
@@ -80,7 +96,7 @@ class TraceWorkload(Section):
         return self
 
 
-class SyntheticWorkload(Section):
+class SyntheticWorkload(Load):
     kind: Literal["synthetic"]
     requests: Count
     arrivals: Arrivals
@@ -88,7 +104,7 @@ class SyntheticWorkload(Section):
     output_tokens: Length
 
 
-class ClosedLoopWorkload(Section):
+class ClosedLoopWorkload(Load):
     """``concurrency`` users, each sends its next request ``think_time_s`` after its last one finished."""
 
     kind: Literal["closed_loop"]
@@ -105,23 +121,128 @@ Workload = Annotated[TraceWorkload | SyntheticWorkload | ClosedLoopWorkload, Fie
 # ---------------------------------------------------------------------- decoding
 
 
-class TwoTower(Section):
-    kind: Literal["two_tower"] = "two_tower"
-    gamma: float = Field(default=0.8, gt=0, lt=1)
-    block_size: int = Field(default=16, ge=1, le=1024)
+Gamma = Annotated[float, Field(gt=0, lt=1)]
+
+
+class FixedGamma(Section):
+    """Each class of requests keeps its gamma, whatever the load."""
+
+    kind: Literal["fixed"] = "fixed"
+
+
+class GammaLevel(Section):
+    waiting: int = Field(ge=1, le=100_000_000)
+    gamma: Gamma
+
+
+class GammaByQueue(Section):
+    """A block that starts while at least ``waiting`` requests wait on its replica gets at most the level's gamma."""
+
+    kind: Literal["by_queue"]
+    levels: list[GammaLevel] = Field(min_length=1, max_length=8)
+
+    @model_validator(mode="after")
+    def _levels_fall(self) -> "GammaByQueue":
+        for low, high in pairwise(self.levels):
+            if low.waiting >= high.waiting or low.gamma <= high.gamma:
+                raise ValueError("levels: expected rising waiting and falling gamma")
+        return self
+
+
+GammaPolicy = Annotated[FixedGamma | GammaByQueue, Field(discriminator="kind")]
+
+
+class _Blocks(Section):
+    """Decoding by blocks of masks."""
+
+    gamma: Gamma = 0.8
+    gamma_by_class: dict[str, Gamma] = {}
+    gamma_policy: GammaPolicy = FixedGamma()
     steps_per_block: int = Field(default=16, ge=1, le=1024)
+    block_size: int
 
     @property
     def most_steps(self) -> int:
         """Steps that a block can take: every one commits a token, whatever ``steps_per_block`` allows."""
         return min(self.steps_per_block, self.block_size)
 
+    @property
+    def pass_tokens(self) -> int:
+        return self.block_size
+
+    @property
+    def gammas(self) -> list[float]:
+        """Every gamma that a block may get, rising."""
+        by_queue = self.gamma_policy.levels if isinstance(self.gamma_policy, GammaByQueue) else []
+        return sorted({self.gamma, *self.gamma_by_class.values(), *(level.gamma for level in by_queue)})
+
+
+class TwoTower(_Blocks):
+    kind: Literal["two_tower"] = "two_tower"
+    block_size: int = Field(default=16, ge=1, le=1024)
+
+
+class BlockDiffusion(_Blocks):
+    """One tower in both roles, as LLaDA2 or DiffusionGemma: denoised blocks and extends share its forward."""
+
+    kind: Literal["block_diffusion"]
+    block_size: int = Field(default=32, ge=1, le=256)
+
 
 class Autoregressive(Section):
     kind: Literal["autoregressive"]
+    pass_tokens: ClassVar[int] = 1
 
 
-Decoding = Annotated[TwoTower | Autoregressive, Field(discriminator="kind")]
+class MockAr(Section):
+    """The denoiser predicts one token a round while the context tower reads the one before."""
+
+    kind: Literal["mock_ar"]
+    pass_tokens: ClassVar[int] = 1
+
+
+class MtpDrafter(Section):
+    """A multi-token-prediction layer of the model itself."""
+
+    kind: Literal["mtp"] = "mtp"
+
+
+class NgramDrafter(Section):
+    """Look-up in the prompt, on the host."""
+
+    kind: Literal["ngram"]
+    ms_per_round: Milliseconds = 0.0
+
+
+class ModelDrafter(Section):
+    """A small model beside the large one on the same GPUs."""
+
+    kind: Literal["model"]
+    model: str
+
+
+Drafter = Annotated[MtpDrafter | NgramDrafter | ModelDrafter, Field(discriminator="kind")]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Speculative(Section):
+    """In every round ``draft_tokens`` drafts of each sequence are verified in one pass of the model. ``acceptance``: of
+    each position, if those before it were accepted; one number for all, or a list."""
+
+    kind: Literal["speculative"]
+    draft_tokens: int = Field(default=3, ge=1, le=16)
+    acceptance: Probability | list[Probability]
+    drafter: Drafter = MtpDrafter()
+    pass_tokens: ClassVar[int] = 1  # of a round's token budget, as DynoSim counts
+
+    @model_validator(mode="after")
+    def _a_probability_a_position(self) -> "Speculative":
+        if isinstance(self.acceptance, list) and len(self.acceptance) != self.draft_tokens:
+            raise ValueError(f"acceptance: found {len(self.acceptance)} values; draft_tokens is {self.draft_tokens}")
+        return self
+
+
+Decoding = Annotated[TwoTower | Autoregressive | MockAr | Speculative | BlockDiffusion, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------------- deployment
@@ -134,30 +255,95 @@ class Colocated(Section):
 
 
 class Split(Section):
-    """Each tower on its own GPUs; a round ends when both have finished and states are transferred."""
+    """Each tower on its own GPUs. ``synchronous``: a round ends when both have finished and states are transferred.
+    ``asynchronous``: two servers in tandem, each with its own batch; while a ``blocking`` transfer is under way its
+    context GPUs wait, while an ``overlapped`` one is, they work on."""
 
     kind: Literal["split"] = "split"
     link: str | None = None  # of the GPU file; null: its fastest
+    mode: Literal["synchronous", "asynchronous"] = "synchronous"
+    transfer: Literal["overlapped", "blocking"] = "overlapped"
 
 
-Placement = Annotated[Colocated | Split, Field(discriminator="kind")]
+class Pools(Section):
+    """``context`` and ``denoiser`` servers in tandem behind a router. A ``sticky`` sequence stays with its denoiser; a
+    ``free`` one goes to the one with the fewest sequences at every block, and its keys and values with it."""
+
+    kind: Literal["pools"]
+    context: int = Field(default=1, ge=1, le=64)
+    denoiser: int = Field(default=1, ge=1, le=64)
+    link: str | None = None
+    transfer: Literal["overlapped", "blocking"] = "overlapped"
+    assignment: Literal["sticky", "free"] = "sticky"
+
+
+Placement = Annotated[Colocated | Split | Pools, Field(discriminator="kind")]
+Degree = Annotated[int, Field(ge=1, le=1024)]
+
+
+class TensorParallel(Section):
+    """GPUs of each tower."""
+
+    context: Degree
+    denoiser: Degree
 
 
 class Deployment(Section):
     gpu: str | None = None  # null: the device of the latency's profile, h100-sxm where there is none
     replicas: int = Field(default=1, ge=1, le=10_000)
     placement: Placement = Split()
-    tensor_parallel: int = Field(default=1, ge=1, le=1024)
+    tensor_parallel: Degree | TensorParallel = 1
+    expert_parallel: bool = False
+
+    @property
+    def degrees(self) -> tuple[int, int]:
+        """GPUs of the context tower and of the denoiser."""
+        of = self.tensor_parallel
+        return (of, of) if isinstance(of, int) else (of.context, of.denoiser)
+
+    @property
+    def tandem(self) -> tuple[int, int] | None:
+        """Context and denoiser servers, where they work in tandem."""
+        at = self.placement
+        if isinstance(at, Pools):
+            return at.context, at.denoiser
+        return (1, 1) if isinstance(at, Split) and at.mode == "asynchronous" else None
 
 
 class Scheduler(Section):
-    policy: Literal["fdfo"] = "fdfo"
+    """``steps_per_round``: denoise passes between two decisions; a sequence whose block is done keeps its place until
+    the next. ``overlap: hidden``: host work happens while the GPUs compute."""
+
+    policy: Literal["fdfo", "lockstep"] = "fdfo"
+    steps_per_round: int = Field(default=1, ge=1, le=1024)
+    max_extends_per_round: int | None = Field(default=None, ge=1, le=16_384)
     max_num_seqs: int = Field(default=128, ge=1, le=16_384)
     max_num_batched_tokens: int = Field(default=8192, ge=1, le=1_048_576)
     chunked_prefill: bool = True
-    prefill: Literal["mixed", "first"] = "mixed"
+    prefill: Literal["mixed", "first", "last"] = "mixed"
     admission: Literal["fcfs", "shortest_prompt"] = "fcfs"
     host_overhead_ms: Milliseconds = 0.0
+    overlap: Literal["none", "hidden"] = "none"
+
+
+class NoPrefixCache(Section):
+    kind: Literal["none"] = "none"
+
+
+class AttentionPrefixCache(Section):
+    """Blocks of keys and values alone resume a prompt, as for a model without Mamba layers."""
+
+    kind: Literal["attention"]
+
+
+class HybridPrefixCache(Section):
+    """A prompt resumes where its blocks are resident and its Mamba state was kept: every so many tokens."""
+
+    kind: Literal["hybrid"]
+    state_checkpoint_every: Tokens = 1024
+
+
+PrefixCache = Annotated[NoPrefixCache | AttentionPrefixCache | HybridPrefixCache, Field(discriminator="kind")]
 
 
 class Memory(Section):
@@ -167,6 +353,7 @@ class Memory(Section):
     state_slots: Count | None = None
     state_dtype: Literal["float32", "bfloat16"] | None = None
     oversized: Literal["fail", "reject"] = "fail"
+    prefix_cache: PrefixCache = NoPrefixCache()
 
 
 class Router(Section):
@@ -203,6 +390,8 @@ class AffineLatency(Section):
     decode: PassCost | None = None
     denoise: PassCost | None = None
     extend: PassCost | None = None
+    draft: PassCost | None = None  # of a round, all drafts together
+    transfer: PassCost | None = None  # from tower to tower: for each state and each token
     compose: Literal["sum", "max"] = "sum"
 
 
@@ -265,17 +454,46 @@ class Scenario(Section):
     slo: Slo = Slo()
 
     @property
-    def pass_tokens(self) -> int:
-        """Tokens of the round's budget that a decoding sequence takes."""
-        return self.decoding.block_size if isinstance(self.decoding, TwoTower) else 1
+    def split(self) -> bool:
+        """Whether the towers are on different GPUs."""
+        together = isinstance(self.deployment.placement, Colocated)
+        return isinstance(self.decoding, TwoTower | MockAr) and not together
+
+    @property
+    def tandem(self) -> tuple[int, int] | None:
+        """Context and denoiser servers of a replica, where towers work in tandem."""
+        return self.deployment.tandem if isinstance(self.decoding, TwoTower) else None
 
     @model_validator(mode="after")
     def _budget_holds_every_sequence(self) -> "Scenario":
-        scheduler, needed = self.scheduler, self.scheduler.max_num_seqs * self.pass_tokens
-        if scheduler.max_num_batched_tokens < needed:
+        scheduler, each = self.scheduler, self.decoding.pass_tokens
+        if scheduler.max_num_batched_tokens < (needed := scheduler.max_num_seqs * each):
             raise ValueError(
                 f"scheduler.max_num_batched_tokens is {scheduler.max_num_batched_tokens}; "
-                f"{scheduler.max_num_seqs} sequences (max_num_seqs) of {self.pass_tokens} tokens a round need {needed}"
+                f"{scheduler.max_num_seqs} sequences (max_num_seqs) of {each} tokens a round need {needed}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_known(self) -> "Scenario":
+        if isinstance(self.decoding, TwoTower | BlockDiffusion):
+            known = list(self.workload.classes or ())
+            for name in self.decoding.gamma_by_class:
+                if name not in known:
+                    allowed = ", ".join(known) or "none: workload.classes names them"
+                    raise ValueError(f"decoding.gamma_by_class: found {name!r}; allowed: {allowed}")
+        return self
+
+    @model_validator(mode="after")
+    def _towers_in_tandem_schedule_themselves(self) -> "Scenario":
+        scheduler = self.scheduler
+        if scheduler.policy == "lockstep" and scheduler.steps_per_round != 1:
+            raise ValueError("scheduler.steps_per_round: with policy lockstep a round lasts until every block is done")
+        plain = (scheduler.policy, scheduler.steps_per_round, scheduler.prefill) == ("fdfo", 1, "mixed")
+        if self.tandem and not plain:
+            raise ValueError(
+                "scheduler: towers in tandem (placement asynchronous or pools) take policy fdfo, "
+                "steps_per_round 1 and prefill mixed"
             )
         return self
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from twotower_sim.engine import Round
 from twotower_sim.latency import PASS_NAMES
-from twotower_sim.metrics import Results
+from twotower_sim.metrics import Results, visible_blocks
 from twotower_sim.records import NOT_YET
+from twotower_sim.replica import Round
 from twotower_sim.simulation import Run
-from twotower_sim.visible import Ticks, block_times
+from twotower_sim.visible import Ticks
 
 Event = dict[str, Any]
 DENOISER, CONTEXT = 1, 2
@@ -41,12 +41,12 @@ class Timeline:
         for engine in run.engines:
             yield _named("process_name", engine.index, 0, f"replica {engine.index}")
             yield _named("thread_name", engine.index, CONTEXT, "context tower")
-            if run.plans:
+            if run.luck:
                 yield _named("thread_name", engine.index, DENOISER, "denoiser tower")
         for replica, round_ in self._rounds:
             yield from self._round(replica, round_, run.latency.side_by_side)
         yield from _requests(run, results)
-        if run.plans:
+        if run.luck:
             yield from _blocks(run)
 
     def _round(self, replica: int, round_: Round, side_by_side: bool) -> Iterator[Event]:
@@ -93,13 +93,13 @@ def _requests(run: Run, results: Results) -> Iterator[Event]:
 
 
 def _blocks(run: Run) -> Iterator[Event]:
-    assert run.plans is not None
+    assert run.luck is not None
     ticks = Ticks([engine.tick_end_ns for engine in run.engines])
-    for chunk in block_times(run.records.segments(), ticks, run.plans):
+    for chunk in visible_blocks(run, run.records.segments(), ticks):
         columns = (chunk.request, chunk.block, chunk.ready_ns, chunk.visible_ns)
         sizes: list[list[int]] = []
         for request, block, ready_ns, visible_ns in zip(*(c.tolist() for c in columns), strict=True):
             if block == 0:
-                sizes = run.plans.sizes(request)
+                sizes = run.luck.plans.sizes(request)
             replica = run.records.replica[request]
             yield from _span(f"block {block}", replica, request, ready_ns, visible_ns, commits=sizes[block])

@@ -49,6 +49,24 @@ def block_times(segments: np.ndarray, ticks: Ticks, plans: BlockPlans) -> Iterat
         yield _block_times(rows, ticks, plans, low, high)
 
 
+def logged_times(units: np.ndarray, nfe: np.ndarray) -> Iterator[BlockTimes]:
+    """The same from an engine's own log (``Records.units``); of bursts, ``steps`` are their tokens."""
+    for low in range(0, len(nfe), CHUNK):
+        high = min(low + CHUNK, len(nfe))
+        rows = units[slice(*np.searchsorted(units[:, 0], (low, high)))]
+        request, unit, size, ready_ns, visible_ns = rows.T
+        yield BlockTimes(request, unit, size, ready_ns, visible_ns, low, nfe[low:high])
+
+
+def after_first_tick(segments: np.ndarray, ticks: Ticks) -> np.ndarray:
+    """Segments of a decoding whose prefill gives no token, as if it did: the first tick, which gives it, counts as part
+    of the prefill. Segments that were cut off before it are left out."""
+    ran = segments[segments[:, 3] > segments[:, 2]].copy()
+    ran[:, 5] = ticks.flat[ticks.at(ran[:, 4], ran[:, 2])]
+    ran[:, 2] += 1
+    return ran
+
+
 def _block_times(rows: np.ndarray, ticks: Ticks, plans: BlockPlans, low: int, high: int) -> BlockTimes:
     blocks = plans.blocks(low, high)
     owner, done, start, end, replica, start_ns = rows.T

@@ -1,7 +1,7 @@
 """The requests of a run: read from a trace or drawn."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, log1p
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def trace(
             raise InputError(f"{path}: no requests in window_s {list(window_s)}; the trace spans {span_s:.3f} s")
         requests, arrival_ns = requests.take(inside), arrival_ns[inside] - round(window_s[0] * 1e9)
     arrival_ns = _nanoseconds(arrival_ns[:limit] / rate_scale) if rate_scale != 1 else arrival_ns[:limit]
-    requests = Requests(arrival_ns, requests.input_tokens[:limit], requests.output_tokens[:limit])
+    requests = replace(requests.take(slice(limit)), arrival_ns=arrival_ns)
     return Trace(requests, bin_ns / 1e9 if bin_ns else None)
 
 

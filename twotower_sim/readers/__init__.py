@@ -3,6 +3,7 @@
 import gzip
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
@@ -37,7 +38,7 @@ def read_trace(path: Path, format: str = "auto") -> Requests:
     first_ns, last_ns = int(requests.arrival_ns[0]), int(requests.arrival_ns[-1])
     if last_ns - first_ns > LATEST_NS:
         raise InputError(f"{path}: spans {(last_ns - first_ns) / 3.156e16:.0f} years; at most 146 are replayed")
-    return Requests(requests.arrival_ns - first_ns, requests.input_tokens, requests.output_tokens)
+    return replace(requests, arrival_ns=requests.arrival_ns - first_ns)
 
 
 def _sniff(first: str, number: int, path: Path) -> str:

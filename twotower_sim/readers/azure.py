@@ -53,11 +53,11 @@ def _read(rows: Any, path: Path) -> Requests:
         outputs.append(row[at[2]])
         numbers.append(rows.line_num)
     times_ns = _convert(times, _times_ns, numbers, path, f"{_COLUMNS[0]}: expected YYYY-MM-DD HH:MM:SS.fffffff")
-    tokens = (
+    input_tokens, output_tokens = (
         _convert(column, _tokens, numbers, path, f"{name}: expected a whole number of tokens from 1 to {MOST_TOKENS}")
         for column, name in zip((inputs, outputs), _COLUMNS[1:], strict=True)
     )
-    return Requests(times_ns, *tokens)
+    return Requests(times_ns, input_tokens, output_tokens)
 
 
 def _times_ns(texts: list[str]) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Mooncake JSONL (kvcache-ai/Mooncake, FAST'25): one object a line with ``timestamp`` (ms since the trace's start),
-``input_length`` and ``output_length`` (tokens); other keys, such as ``hash_ids``, are allowed."""
+``input_length`` and ``output_length`` (tokens) and, in every row or in none, ``hash_ids``: a whole number for each 512
+tokens of the prompt, equal where prompts are equal up to there. Other keys are allowed."""
 
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ import numpy as np
 import orjson
 
 from twotower_sim.errors import InputError
-from twotower_sim.requests import LATEST_NS, MOST_TOKENS, Requests
+from twotower_sim.requests import LATEST_NS, MOST_TOKENS, Prefixes, Requests
 
 LATEST_MS = LATEST_NS // 10**6
+HASH_TOKENS = 512
+LARGEST_HASH = 2**31 - 1
 
 
 def sniff(first: str) -> bool:
@@ -20,6 +24,7 @@ def sniff(first: str) -> bool:
 
 def read(lines: Iterator[str], path: Path) -> Requests:
     times, inputs, outputs = [], [], []
+    first, hashes = array("q", [0]), array("q")
     for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
@@ -34,7 +39,24 @@ def read(lines: Iterator[str], path: Path) -> Requests:
         times.append(time)
         inputs.append(input_)
         outputs.append(output)
-    return Requests(np.rint(np.array(times, float) * 1e6).astype(np.int64), np.array(inputs), np.array(outputs))
+        if (ids := row.get("hash_ids")) is not None:
+            _append(hashes, ids, -(-input_ // HASH_TOKENS), f"{path}:{number}")
+            first.append(len(hashes))
+    if len(first) not in (1, len(times) + 1):
+        raise InputError(f"{path}: hash_ids stand in {len(first) - 1} of {len(times)} rows; expected all or none")
+    prefixes = Prefixes(np.array(first), np.array(hashes), HASH_TOKENS) if len(first) > 1 else None
+    arrival_ns = np.rint(np.array(times, float) * 1e6).astype(np.int64)
+    return Requests(arrival_ns, np.array(inputs), np.array(outputs), prefixes)
+
+
+def _append(hashes: array, ids: Any, expected: int, where: str) -> None:
+    if not isinstance(ids, list) or len(ids) != expected:
+        found = f"{len(ids)} of them" if isinstance(ids, list) else repr(ids)
+        raise InputError(f"{where}: hash_ids: found {found}; expected one for each {HASH_TOKENS} tokens, {expected}")
+    try:
+        hashes.extend(ids)
+    except (TypeError, OverflowError):
+        raise InputError(f"{where}: hash_ids: expected whole numbers from 0 to {LARGEST_HASH}") from None
 
 
 def _what(error: Exception) -> str:

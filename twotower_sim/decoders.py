@@ -1,0 +1,229 @@
+"""What decoding sequences do in the rounds of ``rounds.py``: single tokens, bursts of drafts, or blocks of masks."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Protocol
+
+from twotower_sim.latency import Cost, Latency, Prefill
+from twotower_sim.plan import Bursts
+from twotower_sim.policy import Policy
+from twotower_sim.records import Records
+from twotower_sim.rounds import Task
+
+
+class TokenDecoder:
+    """One token a round: autoregressive, where prefill ends with the first token, or mock-AR, where it does not."""
+
+    pass_tokens, at_once, blocks, idle_forwards = 1, False, False, 0
+
+    def __init__(self, kv_block_tokens: int, prefill_gives_token: bool) -> None:
+        self.sequences: dict[int, Task] = {}
+        self.blocks_by_level: Counter[int] = Counter()
+        self.context = 0  # sum over sequences of input + tokens so far, the newest of which is read in this round
+        self._kv_block, self._first = kv_block_tokens, int(prefill_gives_token)
+        self._growing: list[Task] = []
+
+    def prefill_length(self, seq: Task) -> int:
+        return seq.input_tokens + seq.done
+
+    def claims(self) -> Iterator[tuple[Task, int]]:
+        growing, self._growing = self._growing, []
+        for seq in growing:
+            yield seq, seq.input_tokens + seq.done
+
+    def start(self, seq: Task, now_ns: int) -> bool:
+        seq.done += self._first
+        self.context += seq.input_tokens + seq.done
+        if (seq.input_tokens + seq.done) % self._kv_block <= 1:
+            self._growing.append(seq)
+        return seq.done == seq.output_tokens
+
+    def finish(self, seq: Task) -> None:
+        self.context -= seq.input_tokens + seq.done
+
+    lift = finish
+
+    def cost(self, latency: Latency, prefill: Prefill, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
+        n, context = len(self.sequences), self.context
+        self.context += n
+        return n, 0, latency.round(n, context, 0, 0, prefill)
+
+    def end(self, now_ns: int) -> list[Task]:
+        finished = []
+        for seq in self.sequences.values():
+            seq.done += 1
+            if seq.done == seq.output_tokens:
+                finished.append(seq)
+            elif (seq.input_tokens + seq.done) % self._kv_block <= 1:  # fills a block, or needs the next
+                self._growing.append(seq)
+        return finished
+
+
+class BurstDecoder:
+    """Speculative decoding: in a round the drafts of every sequence are verified, and bring a burst of tokens. The last
+    token of a burst is read in the next round; a prompt that is complete joins the round at once, as in DynoSim.
+    ``level`` counts a sequence's bursts."""
+
+    pass_tokens, at_once, blocks, idle_forwards = 1, True, False, 0
+
+    def __init__(self, kv_block_tokens: int, bursts: Bursts, records: Records) -> None:
+        self.sequences: dict[int, Task] = {}
+        self.blocks_by_level: Counter[int] = Counter()
+        self.context = 0
+        self._kv_block, self._bursts, self._records = kv_block_tokens, bursts, records
+
+    def prefill_length(self, seq: Task) -> int:
+        return seq.input_tokens + seq.done
+
+    def start(self, seq: Task, now_ns: int) -> bool:
+        self.context += seq.input_tokens + seq.done
+        seq.ready_ns, seq.plan = now_ns, self._bursts.of(seq.request)
+        return False
+
+    def claims(self) -> Iterator[tuple[Task, int]]:
+        for seq in self.sequences.values():
+            assert seq.plan is not None
+            seq.left = min(seq.plan[seq.level], seq.output_tokens - seq.done)
+            tokens = seq.input_tokens + seq.done
+            if -tokens // self._kv_block != -(tokens + seq.left) // self._kv_block:
+                yield seq, tokens + seq.left
+
+    def finish(self, seq: Task) -> None:
+        self.context -= seq.input_tokens + seq.done
+
+    lift = finish
+
+    def cost(self, latency: Latency, prefill: Prefill, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
+        n, context = len(self.sequences), self.context
+        self.context += sum(seq.left for seq in self.sequences.values())
+        return n, 0, latency.round(n, context, 0, 0, prefill)
+
+    def end(self, now_ns: int) -> list[Task]:
+        finished = []
+        for seq in self.sequences.values():
+            self._records.log(seq.request, seq.level, seq.left, seq.ready_ns, now_ns)
+            seq.level += 1
+            seq.done += seq.left
+            seq.ready_ns = now_ns
+            if seq.done == seq.output_tokens:
+                finished.append(seq)
+        return finished
+
+
+class Luck(Protocol):
+    """Denoise steps of the blocks of a request, should they be denoised at the gamma of a level."""
+
+    def steps(self, request: int, level: int) -> list[int]: ...
+
+
+class BlockDecoder:
+    """Blocks of masks: denoise passes until all is committed, then an extend pass, which the last block does not need.
+
+    A block's gamma is chosen when its first pass is formed: ``level(request, waiting requests)``.
+    """
+
+    at_once, blocks = False, True
+
+    def __init__(
+        self,
+        block_size: int,
+        policy: Policy,
+        steps_per_round: int,
+        max_extends: int | None,
+        luck: Luck,
+        level: Callable[[int, int], int],
+        records: Records,
+    ) -> None:
+        self.sequences: dict[int, Task] = {}
+        self.context = 0
+        self.pass_tokens = block_size
+        self.blocks_by_level: Counter[int] = Counter()
+        self.idle_forwards = 0  # passes in which a sequence whose block was done kept its place
+        self._policy, self._steps, self._most = policy, steps_per_round, max_extends
+        self._luck, self._level, self._records = luck, level, records
+        self._due: dict[int, Task] = {}  # whose block is done and has to be extended, longest waiting first
+        self._extending: list[Task] = []
+        self._denoising: list[Task] = []
+        self._forwards = 0
+
+    def prefill_length(self, seq: Task) -> int:
+        return seq.input_tokens + seq.done * self.pass_tokens
+
+    def start(self, seq: Task, now_ns: int) -> bool:
+        self.context += self.prefill_length(seq)
+        seq.left, seq.ready_ns = 0, now_ns
+        return False
+
+    def claims(self) -> Iterator[tuple[Task, int]]:
+        chosen = sorted(islice(self._due.values(), self._most), key=lambda seq: seq.order)
+        for seq in chosen:
+            yield seq, self.prefill_length(seq) + self.pass_tokens
+        self._extending = [seq for seq in chosen if seq.request in self._due]
+
+    def lift(self, seq: Task) -> None:
+        """A block whose extend pass is due is done."""
+        self.context -= self.prefill_length(seq)
+        seq.done += self._due.pop(seq.request, None) is not None
+
+    def finish(self, seq: Task) -> None:
+        self.context -= self.prefill_length(seq)
+
+    def cost(self, latency: Latency, prefill: Prefill, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
+        due, size, extending = self._due, self.pass_tokens, self._extending
+        extend_context = sum(map(self.prefill_length, extending))
+        context = self.context - sum(map(self.prefill_length, due.values()))
+        if self._policy.in_turn and extending:
+            self._extend(extending, now_ns)
+            context += extend_context + size * len(extending)
+        denoising = [seq for seq in self.sequences.values() if seq.request not in due]
+        for seq in denoising:
+            if not seq.left:
+                self._open(seq, waiting)
+        n, n_extend = len(denoising), len(extending)
+        forwards = self._policy.forwards((seq.left for seq in denoising), self._steps) if n else 0
+        if self._policy.in_turn or forwards > 1:
+            sent = n_extend * size + prefill[0]
+            shape = n, context, n_extend, extend_context, prefill, sent
+            cost = latency.forwards(forwards, self._policy.in_turn, *shape)
+        else:
+            cost = latency.round(n, context, n_extend, extend_context, prefill)
+        if not self._policy.in_turn:
+            self.context += size * n_extend
+        self._denoising, self._forwards = denoising, forwards
+        return n, n_extend, cost
+
+    def _open(self, seq: Task, waiting: int) -> None:
+        """A block starts."""
+        seq.level = self._level(seq.request, waiting)
+        seq.left = self._luck.steps(seq.request, seq.level)[seq.done]
+
+    def _extend(self, extending: list[Task], now_ns: int) -> None:
+        for seq in extending:
+            del self._due[seq.request]
+            seq.done += 1
+            seq.ready_ns = now_ns
+
+    def end(self, now_ns: int) -> list[Task]:
+        finished, forwards = [], self._forwards
+        if not self._policy.in_turn:
+            self._extend(self._extending, now_ns)
+        for seq in self._denoising:
+            took = min(seq.left, forwards)
+            seq.left -= took
+            self._records.nfe[seq.request] += took
+            self.idle_forwards += forwards - took
+            if not seq.left and self._is_done(seq, now_ns):
+                finished.append(seq)
+        self._extending, self._denoising = [], []
+        return finished
+
+    def _is_done(self, seq: Task, now_ns: int) -> bool:
+        """A block is done; returns whether it was the last."""
+        steps = self._luck.steps(seq.request, seq.level)
+        self._records.log(seq.request, seq.done, steps[seq.done], seq.ready_ns, now_ns)
+        self.blocks_by_level[seq.level] += 1
+        if seq.done == len(steps) - 1:
+            return True
+        self._due[seq.request] = seq
+        return False

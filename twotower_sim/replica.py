@@ -1,0 +1,42 @@
+"""What every engine of a replica is given and shows."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from twotower_sim.latency import Prefill
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a replica. Tokens count per round; memory is what all sequences share.
+
+    ``prefill``: "mixed" rounds carry prompts beside decoding sequences; "first": a round that can prefill does only
+    that; "last": prompts wait until nothing decodes.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_blocks: int
+    kv_block_tokens: int
+    state_slots: int
+    chunked_prefill: bool = True
+    prefill: str = "mixed"
+
+    @property
+    def seats(self) -> int:
+        return min(self.max_num_seqs, self.state_slots)
+
+
+class Round(NamedTuple):
+    """One round as an observer sees it; of towers in tandem, one pass of one ``server``."""
+
+    start_ns: int
+    end_ns: int
+    denoiser_s: float
+    context_s: float
+    decoding: int
+    extending: int
+    prefill: Prefill
+    waiting: int
+    kv_blocks: int
+    server: int = 0
