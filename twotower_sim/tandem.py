@@ -73,6 +73,7 @@ class DenoiserServer:
         self.index, self.cache, self.seats = index, cache, seats
         self.holds: dict[int, TandemTask] = {}  # whose keys and values are here
         self.present: dict[int, TandemTask] = {}  # with an open block here
+        self.context = 0  # tokens that these attend to
         self.assigned: dict[int, TandemTask] = {}  # that count as its load: with a block here or on the way
         self.busy = False
 
@@ -187,7 +188,7 @@ class Tandem:
             self._freed = False
             self._try_waiting()
         for context in self.contexts:
-            if not context.busy:
+            if not context.busy and (context.due or context.partial or context.queue):
                 self._context_pass(context)
         for denoiser in self.denoisers:
             if denoiser.present and not denoiser.busy:
@@ -345,6 +346,7 @@ class Tandem:
         seq.level = self._level(seq.request, sum(len(server.queue) for server in self.contexts))
         seq.left = self._luck.steps(seq.request, seq.level)[seq.done]
         seq.desk.present[seq.request] = seq
+        seq.desk.context += self._tokens(seq)
         self._wake()
 
     def _forget(self, seq: TandemTask) -> None:
@@ -353,8 +355,10 @@ class Tandem:
         if desk is not None:
             self._freed = True
             desk.cache.release(seq.request)
-            for of in (desk.holds, desk.present, desk.assigned):
-                of.pop(seq.request, None)
+            desk.holds.pop(seq.request, None)
+            desk.assigned.pop(seq.request, None)
+            if desk.present.pop(seq.request, None):
+                desk.context -= self._tokens(seq)
 
     def _try_waiting(self) -> None:
         """Memory was given back: those who wait for a denoiser try again, in their order."""
@@ -367,8 +371,7 @@ class Tandem:
 
     def _denoise_pass(self, at: DenoiserServer) -> None:
         batch = [(seq, seq.order) for seq in at.present.values()]
-        context = sum(self._tokens(seq) for seq, _ in batch)
-        denoiser_s = self._latency.round(len(batch), context, 0, 0, NO_PREFILL)[0]
+        denoiser_s = self._latency.decode(len(batch), at.context, 0, 0)[0]
         length_ns = int(self._latency.host.around(max, denoiser_s) * 1e9 + 0.5)
         at.busy = True
         self.rounds += 1
@@ -393,6 +396,7 @@ class Tandem:
         self._records.log(seq.request, seq.done, steps[seq.done], seq.ready_ns, self.clock_ns)
         self.blocks_by_level[seq.level] += 1
         del at.present[seq.request]
+        at.context -= self._tokens(seq)
         if seq.done == len(steps) - 1:
             self._finish(seq)
             return
