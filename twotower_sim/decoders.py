@@ -188,8 +188,7 @@ class BlockDecoder:
             cost = latency.forwards(forwards, self._policy.in_turn, *shape)
         else:
             cost = latency.round(n, context, n_extend, extend_context, prefill)
-        if not self._policy.in_turn:
-            self.context += size * n_extend
+        self.context += size * n_extend
         self._denoising, self._forwards = denoising, forwards
         return n, n_extend, cost
 
