@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT
 from typer.testing import CliRunner
 
 from twotower_sim.cli import app, main
-from twotower_sim.scenario import Scenario
+from twotower_sim.scenario import load_scenario
 
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.yaml"))
 TRACES = {
@@ -51,9 +50,9 @@ def test_run_prints_and_writes(tmp_path):
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("kind", ["two_tower", "autoregressive"])
-def test_every_scenario_runs_in_both_modes(path, kind, tmp_path, request):
-    overrides = ["--set", f"decoding.kind={kind}"]
+@pytest.mark.parametrize("kind", [None, "two_tower", "autoregressive"])
+def test_every_scenario_runs_as_it_is_and_in_both_modes(path, kind, tmp_path, request):
+    overrides = ["--set", f"decoding.kind={kind}"] if kind else []
     if path.stem in TRACES:
         trace = request.getfixturevalue("data") / "traces" / TRACES[path.stem]
         overrides += ["--set", f"workload.path={trace}"]
@@ -67,7 +66,7 @@ def test_every_scenario_runs_in_both_modes(path, kind, tmp_path, request):
 def test_every_scenario_is_valid_and_says_what_it_is(path):
     text = path.read_text()
     assert text.startswith("# ")
-    Scenario.model_validate(yaml.safe_load(text) | {"name": path.stem})
+    assert load_scenario(path).name == path.stem
 
 
 def test_commands_of_the_readme(tmp_path, data):

@@ -9,18 +9,32 @@ from conftest import AFFINE, synthetic
 from twotower_sim.metrics import evaluate
 from twotower_sim.scenario import Scenario
 from twotower_sim.simulation import prepare, simulate
-from twotower_sim.timeline import CONTEXT, DENOISER, Timeline
+from twotower_sim.timeline import Timeline
+
+WAYS = {
+    # sections, and how many tracks have passes
+    "two towers": ({}, 2),
+    "autoregressive": ({"decoding": {"kind": "autoregressive"}}, 1),
+    "lockstep": ({"scheduler": {"policy": "lockstep"}}, 2),
+    "steps_per_round": ({"scheduler": {"steps_per_round": 3}}, 2),
+    "mock_ar": ({"decoding": {"kind": "mock_ar"}}, 2),
+    "speculative": ({"decoding": {"kind": "speculative", "acceptance": 0.7}}, 2),
+    "block_diffusion": ({"decoding": {"kind": "block_diffusion", "block_size": 16}}, 1),
+    "pools": ({"deployment": {"replicas": 2, "placement": {"kind": "pools", "context": 2, "denoiser": 2}}}, 4),
+}
 
 
-@pytest.fixture(params=["two_tower", "autoregressive"])
+@pytest.fixture(params=sorted(WAYS))
 def recorded(request, tmp_path):
+    sections, _ = WAYS[request.param]
     scenario = Scenario.model_validate(
         {
+            "name": request.param.replace(" ", "-"),
             "workload": synthetic(requests=30, rate_rps=20),
-            "decoding": {"kind": request.param},
             "deployment": {"replicas": 2},
-            "latency": AFFINE,
+            "latency": AFFINE | {"draft": {"base_ms": 1}},
         }
+        | sections
     )
     run = prepare(scenario)
     timeline = Timeline(run)
@@ -44,12 +58,16 @@ def test_passes_fill_the_busy_time_and_do_not_overlap(recorded):
     run, _, events = recorded
     for engine in run.engines:
         passes = [e for e in events if e["ph"] == "X" and e["pid"] == engine.index]
-        assert sum(e["dur"] for e in passes) == pytest.approx(engine.busy_ns / 1e3, rel=1e-6)
-        ordered = sorted(passes, key=lambda e: (e["ts"], e["tid"]))
-        ends = [e["ts"] + e["dur"] for e in ordered]
-        assert all(end <= e["ts"] + 0.01 for end, e in zip(ends, ordered[1:], strict=False))
-        tracks = {e["tid"] for e in passes}
-        assert tracks == ({DENOISER, CONTEXT} if run.luck else {CONTEXT})
+        tandem = run.scenario.tandem is not None
+        if not tandem:
+            assert sum(e["dur"] for e in passes) == pytest.approx(engine.busy_ns / 1e3, rel=1e-6)
+        tracks = sorted({e["tid"] for e in passes})
+        assert len(tracks) == WAYS[run.scenario.name.replace("two-towers", "two towers")][1]
+        for of in tracks if tandem else [tracks]:  # servers in tandem work at the same time
+            mine = [e for e in passes if e["tid"] == of or not tandem]
+            ordered = sorted(mine, key=lambda e: e["ts"])
+            ends = [e["ts"] + e["dur"] for e in ordered]
+            assert all(end <= e["ts"] + 0.01 for end, e in zip(ends, ordered[1:], strict=False))
 
 
 def test_every_request_and_block_is_a_span(recorded):
@@ -67,4 +85,5 @@ def test_counters_and_names(recorded):
     _, _, events = recorded
     assert {e["name"] for e in events if e["ph"] == "C"} == {"sequences", "KV blocks"}
     named = {e["args"]["name"] for e in events if e["ph"] == "M"}
-    assert {"replica 0", "replica 1", "context tower"} <= named
+    assert {"replica 0", "replica 1"} <= named
+    assert {"context tower", "context server 0"} & named

@@ -15,7 +15,7 @@ from twotower_sim.rounds import Task
 class TokenDecoder:
     """One token a round: autoregressive, where prefill ends with the first token, or mock-AR, where it does not."""
 
-    pass_tokens, at_once, blocks, idle_forwards = 1, False, False, 0
+    pass_tokens, at_once, in_turn, blocks, idle_forwards = 1, False, False, False, 0
 
     def __init__(self, kv_block_tokens: int, prefill_gives_token: bool) -> None:
         self.sequences: dict[int, Task] = {}
@@ -65,7 +65,7 @@ class BurstDecoder:
     token of a burst is read in the next round; a prompt that is complete joins the round at once, as in DynoSim.
     ``level`` counts a sequence's bursts."""
 
-    pass_tokens, at_once, blocks, idle_forwards = 1, True, False, 0
+    pass_tokens, at_once, in_turn, blocks, idle_forwards = 1, True, False, False, 0
 
     def __init__(self, kv_block_tokens: int, bursts: Bursts, records: Records) -> None:
         self.sequences: dict[int, Task] = {}
@@ -137,7 +137,7 @@ class BlockDecoder:
     ) -> None:
         self.sequences: dict[int, Task] = {}
         self.context = 0
-        self.pass_tokens = block_size
+        self.pass_tokens, self.in_turn = block_size, policy.in_turn
         self.blocks_by_level: Counter[int] = Counter()
         self.idle_forwards = 0  # passes in which a sequence whose block was done kept its place
         self._policy, self._steps, self._most = policy, steps_per_round, max_extends
@@ -173,7 +173,7 @@ class BlockDecoder:
         due, size, extending = self._due, self.pass_tokens, self._extending
         extend_context = sum(map(self.prefill_length, extending))
         context = self.context - sum(map(self.prefill_length, due.values()))
-        if self._policy.in_turn and extending:
+        if self.in_turn and extending:
             self._extend(extending, now_ns)
             context += extend_context + size * len(extending)
         denoising = [seq for seq in self.sequences.values() if seq.request not in due]
@@ -182,10 +182,10 @@ class BlockDecoder:
                 self._open(seq, waiting)
         n, n_extend = len(denoising), len(extending)
         forwards = self._policy.forwards((seq.left for seq in denoising), self._steps) if n else 0
-        if self._policy.in_turn or forwards > 1:
+        if self.in_turn or forwards > 1:
             sent = n_extend * size + prefill[0]
             shape = n, context, n_extend, extend_context, prefill, sent
-            cost = latency.forwards(forwards, self._policy.in_turn, *shape)
+            cost = latency.forwards(forwards, self.in_turn, *shape)
         else:
             cost = latency.round(n, context, n_extend, extend_context, prefill)
         self.context += size * n_extend
@@ -205,7 +205,7 @@ class BlockDecoder:
 
     def end(self, now_ns: int) -> list[Task]:
         finished, forwards = [], self._forwards
-        if not self._policy.in_turn:
+        if not self.in_turn:
             self._extend(self._extending, now_ns)
         for seq in self._denoising:
             took = min(seq.left, forwards)

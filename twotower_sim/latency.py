@@ -34,6 +34,8 @@ PASS_NAMES = {
     "block_diffusion": ("idle", "decode", "prefill", "decode+prefill"),
 }
 """Names of the context tower's forward by what shares it: index 1 for decoding sequences, + 2 for prompts."""
+OTHER_PASS = {"two_tower": "denoise", "mock_ar": "denoise", "speculative": "draft"}
+"""Name of a round's other pass, where there is one: the denoiser's, or the drafter's."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import numpy as np
 from twotower_sim.distribution import Distribution, of, scalar
 from twotower_sim.errors import InputError
 from twotower_sim.kv_cache import total
-from twotower_sim.latency import PASS_NAMES
+from twotower_sim.latency import OTHER_PASS, PASS_NAMES
 from twotower_sim.luck import published_quality
 from twotower_sim.records import NOT_YET
 from twotower_sim.rounds import RoundEngine
@@ -317,8 +317,8 @@ def _passes(run: Run) -> tuple[dict[str, float], dict[str, float]]:
     kind, engines = run.scenario.decoding.kind, run.engines
     names = PASS_NAMES[kind]
     context = {names[of]: sum(engine.context_s[of] for engine in engines) for of in (1, 2, 3)}
-    first = {"two_tower": "denoise", "mock_ar": "denoise", "speculative": "draft"}.get(kind)
-    return {first: sum(engine.denoiser_s for engine in engines)} if first else {}, context
+    other = OTHER_PASS.get(kind)
+    return {other: sum(engine.denoiser_s for engine in engines)} if other else {}, context
 
 
 def _parts(passes: dict[str, float], busy_s: float, rest: str, total_s: float) -> dict[str, float]:

@@ -39,4 +39,5 @@ class Round(NamedTuple):
     prefill: Prefill
     waiting: int
     kv_blocks: int
-    server: int = 0
+    server: int = 0  # context servers first
+    in_turn: bool = False  # the context forward came first

@@ -46,6 +46,7 @@ class Passes(Protocol):
     pass_tokens: int  # of a round's token budget, for each decoding sequence
     blocks: bool  # decodes by blocks that extend passes append to the cache
     at_once: bool  # a prompt that is complete decodes in the same round
+    in_turn: bool  # the context forward comes before the denoise passes
     sequences: dict[int, Task]  # that decode, by request, in admission order
     blocks_by_level: Counter[int]  # completed blocks by the level of their gamma
     idle_forwards: int  # denoise passes in which a sequence whose block was done kept its place
@@ -210,7 +211,9 @@ class RoundEngine:
         self._in_flight = True
         if self._observe is not None:
             passes = denoiser_s, context_s, n, n_extend, prefill
-            self._observe(self.index, Round(start_ns, self.clock_ns, *passes, len(self.queue), self.cache.used))
+            state = len(self.queue), self.cache.used
+            in_turn = self.decoder.in_turn
+            self._observe(self.index, Round(start_ns, self.clock_ns, *passes, *state, in_turn=in_turn))
 
     def _take(self, claims: Iterable[tuple[Task, int]]) -> bool:
         """Give sequences the KV blocks they claim; returns whether something had to be preempted."""

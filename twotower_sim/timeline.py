@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from twotower_sim.latency import PASS_NAMES
+from twotower_sim.latency import OTHER_PASS, PASS_NAMES
 from twotower_sim.metrics import Results, visible_blocks
 from twotower_sim.records import NOT_YET
 from twotower_sim.replica import Round
@@ -17,7 +17,7 @@ from twotower_sim.simulation import Run
 from twotower_sim.visible import Ticks
 
 Event = dict[str, Any]
-DENOISER, CONTEXT = 1, 2
+CONTEXT = 1  # the first track; then the denoiser tower's, or those of further servers
 
 
 class Timeline:
@@ -25,7 +25,7 @@ class Timeline:
 
     def __init__(self, run: Run) -> None:
         self._rounds: list[tuple[int, Round]] = []
-        self._names = PASS_NAMES[run.scenario.decoding.kind]
+        self._kind = run.scenario.decoding.kind
 
     def observe(self, replica: int, round_: Round) -> None:
         self._rounds.append((replica, round_))
@@ -40,26 +40,37 @@ class Timeline:
     def _events(self, run: Run, results: Results) -> Iterator[Event]:
         for engine in run.engines:
             yield _named("process_name", engine.index, 0, f"replica {engine.index}")
-            yield _named("thread_name", engine.index, CONTEXT, "context tower")
-            if run.luck:
-                yield _named("thread_name", engine.index, DENOISER, "denoiser tower")
+            for track, name in enumerate(self._tracks(run), CONTEXT):
+                yield _named("thread_name", engine.index, track, name)
         for replica, round_ in self._rounds:
-            yield from self._round(replica, round_, run.latency.side_by_side)
+            yield from self._round(replica, round_, run)
         yield from _requests(run, results)
         if run.luck:
             yield from _blocks(run)
 
-    def _round(self, replica: int, round_: Round, side_by_side: bool) -> Iterator[Event]:
+    def _tracks(self, run: Run) -> list[str]:
+        if run.scenario.tandem:
+            m, n = run.scenario.tandem
+            return [f"context server {i}" for i in range(m)] + [f"denoiser server {i}" for i in range(n)]
+        other = {"denoise": ["denoiser tower"], "draft": ["drafter"]}
+        return ["context tower", *other.get(OTHER_PASS.get(self._kind, ""), [])]
+
+    def _round(self, replica: int, round_: Round, run: Run) -> Iterator[Event]:
         start_us, (tokens, _, _, prompts) = round_.start_ns / 1e3, round_.prefill
-        autoregressive = self._names[1] == "decode"
-        shared = round_.decoding if autoregressive else round_.extending
-        if round_.denoiser_s:
-            yield _slice("denoise", replica, DENOISER, start_us, round_.denoiser_s, sequences=round_.decoding)
-        if round_.context_s:
-            name = self._names[(shared > 0) + 2 * (tokens > 0)]
-            after_us = start_us if side_by_side else start_us + round_.denoiser_s * 1e6
+        beside = run.latency.side_by_side and not round_.in_turn
+        other_us, context_us = round_.denoiser_s * 1e6, round_.context_s * 1e6
+        context_at, other_at = start_us + (not beside and other_us), start_us
+        if round_.in_turn:
+            context_at, other_at = start_us, start_us + context_us
+        if other_us:
+            track = CONTEXT + (round_.server or 1)
+            yield _slice(OTHER_PASS[self._kind], replica, track, other_at, other_us, sequences=round_.decoding)
+        if context_us:
+            extends = self._kind == "two_tower"
+            shared = round_.extending if extends else round_.decoding + round_.extending
+            name = PASS_NAMES[self._kind][(shared > 0) + 2 * (tokens > 0)]
             args = {"sequences": shared, "prompts": prompts, "prompt_tokens": tokens}
-            yield _slice(name, replica, CONTEXT, after_us, round_.context_s, **args)
+            yield _slice(name, replica, CONTEXT + round_.server, context_at, context_us, **args)
         sequences = {"decoding": round_.decoding, "extending": round_.extending, "waiting": round_.waiting}
         yield {"ph": "C", "name": "sequences", "pid": replica, "ts": start_us, "args": sequences}
         yield {"ph": "C", "name": "KV blocks", "pid": replica, "ts": start_us, "args": {"used": round_.kv_blocks}}
@@ -69,8 +80,8 @@ def _named(kind: str, replica: int, track: int, name: str) -> Event:
     return {"ph": "M", "name": kind, "pid": replica, "tid": track, "args": {"name": name}}
 
 
-def _slice(name: str, replica: int, track: int, start_us: float, seconds: float, **args: int) -> Event:
-    return {"ph": "X", "name": name, "pid": replica, "tid": track, "ts": start_us, "dur": seconds * 1e6, "args": args}
+def _slice(name: str, replica: int, track: int, start_us: float, length_us: float, **args: int) -> Event:
+    return {"ph": "X", "name": name, "pid": replica, "tid": track, "ts": start_us, "dur": length_us, "args": args}
 
 
 def _span(name: str, replica: int, request: int, start_ns: int, end_ns: int, **args: Any) -> Iterator[Event]:
@@ -102,4 +113,5 @@ def _blocks(run: Run) -> Iterator[Event]:
             if block == 0:
                 sizes = run.luck.plans.sizes(request)
             replica = run.records.replica[request]
-            yield from _span(f"block {block}", replica, request, ready_ns, visible_ns, commits=sizes[block])
+            commits = {} if run.luck.queue else {"commits": sizes[block]}  # which depend on the load
+            yield from _span(f"block {block}", replica, request, ready_ns, visible_ns, **commits)
