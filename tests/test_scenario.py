@@ -115,6 +115,42 @@ def test_a_new_kind_starts_its_section_afresh(tmp_path):
         ),
         ("", ["workload.kind=trace"], "workload.path: is missing"),
         ("", ["workload=3"], "--set workload=3: workload: found 3"),
+        ("", ["decoding.kind=speculative"], "decoding.acceptance: is missing"),
+        (
+            "",
+            ["decoding.kind=speculative", "decoding.acceptance=1.5"],
+            "decoding.acceptance: found 1.5; input should be less than or equal to 1",
+        ),
+        (
+            "",
+            ["decoding.kind=speculative", "decoding.acceptance=[0.5, 0.4]"],
+            "acceptance: found 2 values; draft_tokens is 3",
+        ),
+        (
+            "",
+            ["decoding.kind=speculative", "decoding.acceptance=0.5", "decoding.drafter.kind=model"],
+            "decoding.drafter.model: is missing",
+        ),
+        ("decoding: {gamma_by_class: {chat: 0.6}}\n", [], "decoding.gamma_by_class: found 'chat'; allowed: none"),
+        ("", ["workload.classes={a: 0.5}"], "classes: the shares add up to 0.5; expected 1"),
+        (
+            "",
+            ["decoding.gamma_policy={kind: by_queue, levels: [{waiting: 4, gamma: 0.5}, {waiting: 2, gamma: 0.4}]}"],
+            "levels: expected rising waiting and falling gamma",
+        ),
+        (
+            "scheduler: {policy: lockstep}\ndeployment: {placement: {kind: pools}}\n",
+            [],
+            "towers in tandem (placement asynchronous or pools) take policy fdfo",
+        ),
+        ("scheduler: {policy: lockstep, steps_per_round: 2}\n", [], "with policy lockstep a round lasts until"),
+        (
+            "",
+            ["decoding.kind=mock_ar", "deployment.placement.kind=pools"],
+            "mock_ar takes colocated, or split with mode",
+        ),
+        ("deployment: {tensor_parallel: {context: 3}}\n", [], "deployment.tensor_parallel.denoiser: is missing"),
+        ("deployment: {tensor_parallel: x}\n", [], "case.yaml:7: deployment.tensor_parallel: found 'x'"),
         ("", ["seed"], "--set seed: expected section.key=value"),
         ("", ["=3"], "--set =3: expected section.key=value"),
         ("", ["name.x=3"], "--set name.x=3: name is no section"),
@@ -255,6 +291,17 @@ def test_any_file_gives_a_name(tmp_path, file, name):
         (
             {"deployment": {"placement": {"kind": "split", "link": "pcie"}}, "latency": AFFINE},
             "deployment.placement.link, latency.decode",
+        ),
+        ({"decoding": {"kind": "mock_ar"}, "scheduler": {"policy": "lockstep"}}, "scheduler.policy"),
+        ({"deployment": {"expert_parallel": True}}, "deployment.expert_parallel"),
+        ({"deployment": {"placement": {"kind": "split", "transfer": "blocking"}}}, "deployment.placement.transfer"),
+        (
+            {
+                "decoding": {"kind": "speculative", "acceptance": 0.5},
+                "latency": AFFINE,
+                "commits": {"kind": "observed"},
+            },
+            "commits, latency.denoise, latency.extend",
         ),
     ],
 )
@@ -470,3 +517,37 @@ def changed(sections: dict, option: str, value: Any) -> dict:
             at.setdefault("kind", default["kind"])
     at[keys[-1]] = value
     return sections
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"model": "nemotron-3-nano-30b-a3b", "decoding": {"kind": "mock_ar"}}, "has one tower; decoding.kind mock_ar needs two"),
+        ({"decoding": {"kind": "block_diffusion"}}, "decoding.block_size: found 32; commits were measured at 16"),
+        (
+            {"memory": {"prefix_cache": {"kind": "hybrid", "state_checkpoint_every": 1000}}},
+            "memory.prefix_cache.state_checkpoint_every: found 1000; expected a multiple of memory.kv_block_tokens, 16",
+        ),
+        ({"workload": SHARED, "memory": {"kv_block_tokens": 48, "prefix_cache": {"kind": "attention"}}}, "of which it has to be a divisor"),
+        (
+            {"deployment": {"placement": {"kind": "colocated"}, "tensor_parallel": {"context": 1, "denoiser": 2}}},
+            "deployment.tensor_parallel: found context 1, denoiser 2; colocated towers share their GPUs",
+        ),
+        ({"deployment": {"tensor_parallel": {"context": 1, "denoiser": 3}}}, "deployment.tensor_parallel: found 3; num_attention_heads"),
+        ({"deployment": {"placement": {"kind": "pools", "link": "foo"}}}, "deployment.placement.link: found 'foo'; h100-sxm has nvlink"),
+        (
+            {"decoding": SPECULATIVE | {"drafter": {"kind": "model", "model": "nope"}}},
+            "model 'nope' is neither a preset",
+        ),
+        (
+            {"latency": {"kind": "affine", "prefill": {}, "decode": {}}, "decoding": MOCK},
+            "latency.denoise: is missing; decoding.kind mock_ar needs it",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_explained(sections, said, tmp_path):
+    (tmp_path / "shared.jsonl").write_text(
+        json.dumps({"timestamp": 0, "input_length": 600, "output_length": 2, "hash_ids": [1, 2]}) + "\n"
+    )
+    with pytest.raises(InputError, match=re.escape(said)):
+        prepare(Scenario.model_validate({"workload": synthetic()} | sections), tmp_path)

@@ -277,7 +277,8 @@ def _tandem(run: Run, index: int, fleet: Fleet, on_finish, observe: Observer | N
     contexts = [
         ContextServer(i, _queue(run), _cache(run, context.kv_blocks, context.state_slots)) for i in range(m)
     ]  # fmt: skip
-    denoisers = [DenoiserServer(i, KvCache(denoiser.kv_blocks, kv_block), denoiser.state_slots) for i in range(n)]
+    seats = min(denoiser.state_slots, scenario.scheduler.max_num_seqs)
+    denoisers = [DenoiserServer(i, KvCache(denoiser.kv_blocks, kv_block), seats) for i in range(n)]
     return Tandem(
         fleet.env,
         index,

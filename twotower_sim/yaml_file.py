@@ -152,6 +152,10 @@ def _dotted(keys: Keys) -> str:
     return ".".join(map(str, keys))
 
 
+_OF_UNION = re.compile(r"constrained-|list\[")
+"""How pydantic names the plain members of a union."""
+
+
 def _locate(data: Any, model: Any, loc: tuple[str | int, ...]) -> tuple[Keys, dict[str, Any]]:
     """The document's keys for a pydantic location (which also names union members), and the fields of the
     model around its last key."""
@@ -159,9 +163,11 @@ def _locate(data: Any, model: Any, loc: tuple[str | int, ...]) -> tuple[Keys, di
     fields: dict[str, Any] = {}
     for part in loc:
         members = _models(model)
-        tagged = [m for m in members if _tag(m) == part]
-        if tagged and not (isinstance(data, dict) and part in data and part not in ("kind",)):
+        tagged = [m for m in members if _tag(m) == part or m.__name__ == part]
+        if tagged and (len(members) > 1 or tagged[0].__name__ == part):
             model = tagged[0]
+            continue
+        if isinstance(part, str) and _OF_UNION.match(part):
             continue
         fields = {name: field for m in members for name, field in _named_fields(m).items()}
         keys.append(part)
