@@ -1,6 +1,7 @@
 """Trace files: what is read, and what is said of files that are damaged."""
 
 import gzip
+import json
 import os
 import re
 from threading import Thread
@@ -14,6 +15,7 @@ from twotower_sim.readers import FORMATS, read_trace
 
 EXAMPLES = ROOT / "traces" / "examples"
 MOONCAKE = '{"timestamp": 3000, "input_length": 5, "output_length": 2}\n'
+HASHED = '{"timestamp": 3000, "input_length": 5, "output_length": 2, "hash_ids": [7]}\n'
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
 
 
@@ -38,6 +40,21 @@ def test_mooncake_milliseconds():
     assert arrival == [0, 0, 3_000_000_000]
     assert inputs == [6758, 1100, 2048]
     assert outputs == [500, 52, 1]
+
+
+def test_mooncake_prefixes_follow_their_request(tmp_path):
+    prefixes = read_trace(EXAMPLES / "mooncake.jsonl").prefixes
+    assert prefixes.block_tokens == 512
+    assert [prefixes.of(request).tolist() for request in (1, 2)] == [[0, 14, 15], [0, 1, 2, 3]]
+    assert read_trace(write(tmp_path, MOONCAKE)).prefixes is None
+    rows = [(9, 40, [1, 2, 3]), (5, 16, [4]), (7, 33, [1, 2, 5])]  # out of order, in blocks of 16
+    lines = (
+        json.dumps({"timestamp": at, "input_length": n, "output_length": 1, "hash_ids": ids}) for at, n, ids in rows
+    )
+    requests = read_trace(write(tmp_path, "\n".join(lines)))
+    assert requests.prefixes.block_tokens == 16
+    assert [requests.prefixes.of(request).tolist() for request in range(3)] == [[4], [1, 2, 5], [1, 2, 3]]
+    assert [requests.take(slice(1, 3)).prefixes.of(request).tolist() for request in range(2)] == [[1, 2, 5], [1, 2, 3]]
 
 
 def test_azure_hundred_nanosecond_stamps():
@@ -104,6 +121,14 @@ def test_requests_come_in_order_of_arrival_and_ties_in_file_order(tmp_path):
         (MOONCAKE + MOONCAKE.replace("3000", "NaN"), ":2: not a JSON object"),
         (MOONCAKE + MOONCAKE.replace("3000", "1e300"), ":2: timestamp: found 1e+300"),
         (MOONCAKE + MOONCAKE.replace(": 5", ": 99999999999999999999"), ":2: input_length: found"),
+        (HASHED + MOONCAKE, "hash_ids stand in 1 of 2 rows; expected all or none"),
+        (
+            HASHED + HASHED.replace("[7]", "[7, 8]"),
+            ":2: hash_ids: found 2 for 5 tokens; expected one for each block of 512, 1",
+        ),
+        (HASHED.replace("[7]", '["x"]'), ":1: hash_ids: expected a list of whole numbers"),
+        (HASHED.replace("[7]", "7"), ":1: hash_ids: expected a list of whole numbers"),
+        (HASHED.replace("[7]", "[1.5]"), ":1: hash_ids: expected a list of whole numbers"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "holds no requests"),
         (AZURE + "yesterday,1,1\n", ":3: TIMESTAMP: expected YYYY-MM-DD HH:MM:SS.fffffff; found 'yesterday'"),
         (AZURE + "today,1,1\n", ":3: TIMESTAMP"),

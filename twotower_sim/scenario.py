@@ -490,7 +490,9 @@ class Scenario(Section):
         if scheduler.policy == "lockstep" and scheduler.steps_per_round != 1:
             raise ValueError("scheduler.steps_per_round: with policy lockstep a round lasts until every block is done")
         if isinstance(self.decoding, MockAr) and self.deployment.tandem:
-            raise ValueError("deployment.placement: decoding.kind mock_ar takes colocated, or split with mode synchronous")
+            raise ValueError(
+                "deployment.placement: decoding.kind mock_ar takes colocated, or split with mode synchronous"
+            )
         plain = (scheduler.policy, scheduler.steps_per_round, scheduler.prefill) == ("fdfo", 1, "mixed")
         if self.tandem and not plain:
             raise ValueError(

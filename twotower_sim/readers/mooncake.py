@@ -1,6 +1,7 @@
 """Mooncake JSONL (kvcache-ai/Mooncake, FAST'25): one object a line with ``timestamp`` (ms since the trace's start),
-``input_length`` and ``output_length`` (tokens) and, in every row or in none, ``hash_ids``: a whole number for each 512
-tokens of the prompt, equal where prompts are equal up to there. Other keys are allowed."""
+``input_length`` and ``output_length`` (tokens) and, in every row or in none, ``hash_ids``: a whole number for each
+block of the prompt, equal where prompts are equal up to there. Blocks have 512 tokens, or what else fits all rows.
+Other keys are allowed."""
 
 from array import array
 from collections.abc import Iterator
@@ -14,8 +15,7 @@ from twotower_sim.errors import InputError
 from twotower_sim.requests import LATEST_NS, MOST_TOKENS, Prefixes, Requests
 
 LATEST_MS = LATEST_NS // 10**6
-HASH_TOKENS = 512
-LARGEST_HASH = 2**31 - 1
+HASH_TOKENS = (512, 16, 32, 64, 128, 256, 1024, 2048, 4096)  # of a hashed block
 
 
 def sniff(first: str) -> bool:
@@ -23,7 +23,7 @@ def sniff(first: str) -> bool:
 
 
 def read(lines: Iterator[str], path: Path) -> Requests:
-    times, inputs, outputs = [], [], []
+    times, inputs, outputs, numbers = [], [], [], []
     first, hashes = array("q", [0]), array("q")
     for number, line in enumerate(lines, 1):
         if line.isspace():
@@ -39,24 +39,37 @@ def read(lines: Iterator[str], path: Path) -> Requests:
         times.append(time)
         inputs.append(input_)
         outputs.append(output)
+        numbers.append(number)
         if (ids := row.get("hash_ids")) is not None:
-            _append(hashes, ids, -(-input_ // HASH_TOKENS), f"{path}:{number}")
+            try:
+                hashes.extend(ids)
+            except (TypeError, OverflowError):
+                raise InputError(f"{path}:{number}: hash_ids: expected a list of whole numbers of 64 bits") from None
             first.append(len(hashes))
-    if len(first) not in (1, len(times) + 1):
-        raise InputError(f"{path}: hash_ids stand in {len(first) - 1} of {len(times)} rows; expected all or none")
-    prefixes = Prefixes(np.array(first), np.array(hashes), HASH_TOKENS) if len(first) > 1 else None
     arrival_ns = np.rint(np.array(times, float) * 1e6).astype(np.int64)
-    return Requests(arrival_ns, np.array(inputs), np.array(outputs), prefixes)
+    input_tokens = np.array(inputs)
+    prefixes = _prefixes(np.array(first), np.array(hashes), input_tokens, numbers, path)
+    return Requests(arrival_ns, input_tokens, np.array(outputs), prefixes)
 
 
-def _append(hashes: array, ids: Any, expected: int, where: str) -> None:
-    if not isinstance(ids, list) or len(ids) != expected:
-        found = f"{len(ids)} of them" if isinstance(ids, list) else repr(ids)
-        raise InputError(f"{where}: hash_ids: found {found}; expected one for each {HASH_TOKENS} tokens, {expected}")
-    try:
-        hashes.extend(ids)
-    except (TypeError, OverflowError):
-        raise InputError(f"{where}: hash_ids: expected whole numbers from 0 to {LARGEST_HASH}") from None
+def _prefixes(
+    first: np.ndarray, hashes: np.ndarray, input_tokens: np.ndarray, numbers: list[int], path: Path
+) -> Prefixes | None:
+    if len(first) == 1:
+        return None
+    if len(first) != len(numbers) + 1:
+        raise InputError(f"{path}: hash_ids stand in {len(first) - 1} of {len(numbers)} rows; expected all or none")
+    counts = np.diff(first)
+    for size in HASH_TOKENS:
+        if (counts == -(-input_tokens // size)).all():
+            return Prefixes(first, hashes, size)
+    size = HASH_TOKENS[0]
+    expected = -(-input_tokens // size)
+    at = int((counts != expected).argmax())
+    raise InputError(
+        f"{path}:{numbers[at]}: hash_ids: found {counts[at]} for {input_tokens[at]} tokens; expected one for each block "
+        f"of {size}, {expected[at]} (or of {', '.join(map(str, HASH_TOKENS[1:]))} in all rows)"
+    )
 
 
 def _what(error: Exception) -> str:
