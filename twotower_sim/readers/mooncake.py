@@ -67,8 +67,8 @@ def _prefixes(
     expected = -(-input_tokens // size)
     at = int((counts != expected).argmax())
     raise InputError(
-        f"{path}:{numbers[at]}: hash_ids: found {counts[at]} for {input_tokens[at]} tokens; expected one for each block "
-        f"of {size}, {expected[at]} (or of {', '.join(map(str, HASH_TOKENS[1:]))} in all rows)"
+        f"{path}:{numbers[at]}: hash_ids: found {counts[at]} for {input_tokens[at]} tokens; expected one for each "
+        f"block of {size}, {expected[at]} (or of {', '.join(map(str, HASH_TOKENS[1:]))} in all rows)"
     )
 
 
