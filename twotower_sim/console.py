@@ -79,7 +79,8 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         )
     for gamma, of in summary["quality"].items():
         kept = "not published" if of["retained"] is None else f"{of['retained']:.1%} of the autoregressive (published)"
-        lines.append(f"Quality     gamma {gamma} in {of['share_of_blocks']:.1%} of blocks: {kept}")
+        blocks = f"gamma {gamma} in {of['share_of_blocks']:.1%} of blocks, {of['nfe_per_block']:.1f} forwards each"
+        lines.append(f"Quality     {blocks}: {kept}")
     for name, of in summary["classes"].items():
         first, whole = of["time_to_first_token"], of["request_latency"]
         lines.append(

@@ -1,6 +1,5 @@
 """What decoding sequences do in the rounds of ``rounds.py``: single tokens, bursts of drafts, or blocks of masks."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Protocol
@@ -19,7 +18,6 @@ class TokenDecoder:
 
     def __init__(self, kv_block_tokens: int, prefill_gives_token: bool) -> None:
         self.sequences: dict[int, Task] = {}
-        self.blocks_by_level: Counter[int] = Counter()
         self.context = 0  # sum over sequences of input + tokens so far, the newest of which is read in this round
         self._kv_block, self._first = kv_block_tokens, int(prefill_gives_token)
         self._growing: list[Task] = []
@@ -69,7 +67,6 @@ class BurstDecoder:
 
     def __init__(self, kv_block_tokens: int, bursts: Bursts, records: Records) -> None:
         self.sequences: dict[int, Task] = {}
-        self.blocks_by_level: Counter[int] = Counter()
         self.context = 0
         self._kv_block, self._bursts, self._records = kv_block_tokens, bursts, records
 
@@ -138,7 +135,6 @@ class BlockDecoder:
         self.sequences: dict[int, Task] = {}
         self.context = 0
         self.pass_tokens, self.in_turn = block_size, policy.in_turn
-        self.blocks_by_level: Counter[int] = Counter()
         self.idle_forwards = 0  # passes in which a sequence whose block was done kept its place
         self._policy, self._steps, self._most = policy, steps_per_round, max_extends
         self._luck, self._level, self._records = luck, level, records
@@ -220,8 +216,7 @@ class BlockDecoder:
     def _is_done(self, seq: Task, now_ns: int) -> bool:
         """A block is done; returns whether it was the last."""
         steps = self._luck.steps(seq.request, seq.level)
-        self._records.log(seq.request, seq.done, steps[seq.done], seq.ready_ns, now_ns)
-        self.blocks_by_level[seq.level] += 1
+        self._records.log(seq.request, seq.done, steps[seq.done], seq.ready_ns, now_ns, seq.level)
         if seq.done == len(steps) - 1:
             return True
         self._due[seq.request] = seq

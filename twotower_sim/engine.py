@@ -25,7 +25,6 @@ naive engine that loops over the batch.
 from array import array
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import ClassVar
 
 import numpy as np
 
@@ -46,7 +45,6 @@ class Engine:
 
     driven = True
     prefix_caches = ()
-    blocks_by_level: ClassVar[dict[int, int]] = {}  # its blocks keep the gamma of their request
 
     __slots__ = (
         "index", "clock_ns", "tick", "idle", "running", "queue", "decoding", "context", "queued_tokens",

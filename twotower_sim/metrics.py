@@ -78,10 +78,10 @@ class Results:
 
 def evaluate(run: Run) -> Results:
     """All results of a finished run."""
-    segments = run.records.segments()
+    segments, quality = run.records.segments(), {}
     ticks = Ticks([engine.tick_end_ns for engine in run.engines])
     if run.luck:
-        columns, per_unit, blocks = _blocks(run, segments, ticks)
+        columns, per_unit, blocks, quality = _blocks(run, segments, ticks)
     elif isinstance(run.scenario.decoding, Speculative):
         columns, per_unit, blocks = _bursts(run)
     else:
@@ -98,7 +98,7 @@ def evaluate(run: Run) -> Results:
         _utilisation(run, segments, duration_s),
         _memory(run),
         _cost(run, columns, done, duration_s),
-        _quality(run, done),
+        quality,
         _classes(run, columns, done),
     )
 
@@ -116,7 +116,7 @@ class _Units:
 
     def __init__(self, run: Run, chunks: Iterator[BlockTimes]) -> None:
         self.first_ns, self.second_ns = np.full((2, len(run.requests)), NOT_YET)
-        self.nfe, self.count = np.zeros((2, len(run.requests)), np.int64)
+        self.nfe, self.count, self.steps = np.zeros((3, len(run.requests)), np.int64)
         self.gaps, self.latencies, self.sizes = Distribution(), Distribution(), Distribution()
         self.by_size: Counter[int] = Counter()
         for chunk in chunks:
@@ -135,10 +135,11 @@ class _Units:
         part = slice(chunk.low, chunk.low + len(chunk.nfe))
         self.nfe[part] = chunk.nfe
         self.count[part] = np.bincount(request - chunk.low, minlength=len(chunk.nfe))
+        self.steps[part] = np.bincount(request - chunk.low, chunk.steps, minlength=len(chunk.nfe))
 
 
 def _blocks(run: Run, segments: np.ndarray, ticks: Ticks):
-    """Columns, per-block distributions and the summary of blocks."""
+    """Columns, per-block distributions, and the summaries of blocks and of their quality."""
     units = _Units(run, visible_blocks(run, segments, ticks))
     columns = _columns(run, units.first_ns, units.second_ns, units.nfe, units.count)
     per_unit = {
@@ -148,7 +149,8 @@ def _blocks(run: Run, segments: np.ndarray, ticks: Ticks):
     }
     by_steps = {str(steps): count for steps, count in sorted(units.by_size.items()) if count}
     idle = sum(engine.decoder.idle_forwards for engine in run.engines if isinstance(engine, RoundEngine))
-    return columns, per_unit, {"completed": units.by_size.total(), "by_steps": by_steps, "idle_forwards": idle}
+    blocks = {"completed": units.by_size.total(), "by_steps": by_steps, "idle_forwards": idle}
+    return columns, per_unit, blocks, _quality(run, units)
 
 
 def _bursts(run: Run):
@@ -351,24 +353,25 @@ def _memory(run: Run) -> dict[str, Any]:
     }
 
 
-def _quality(run: Run, done: np.ndarray) -> dict[str, Any]:
-    """For every gamma in use, its share of blocks, and what is published of the quality that it keeps."""
+def _quality(run: Run, units: _Units) -> dict[str, Any]:
+    """For every gamma in use: its share of blocks, their denoise steps, and what is published of its quality."""
     luck, decoding = run.luck, run.scenario.decoding
-    if luck is None or not isinstance(decoding, TwoTower | BlockDiffusion):
-        return {}
-    counts: Counter[int] = Counter()
-    for engine in run.engines:
-        counts.update(engine.blocks_by_level)
-    if run.fast:
-        for level in range(len(luck.gammas)):
-            counts[level] = int(luck.plans.blocks_of[done & (luck.base == level)].sum())
+    assert luck is not None
+    assert isinstance(decoding, TwoTower | BlockDiffusion)
+    if luck.queue:
+        rows = run.records.units()
+        level, count, taken = rows[:, 5], np.ones(len(rows), np.int64), rows[:, 2]
+    else:
+        level, count, taken = luck.base, units.count, units.steps
+    blocks, steps = (np.bincount(level, of, minlength=len(luck.gammas)) for of in (count, taken))
     return {
-        f"{luck.gammas[level]:g}": {
-            "share_of_blocks": count / counts.total(),
-            "retained": published_quality(run.scenario.model, decoding, luck.gammas[level]),
+        f"{gamma:g}": {
+            "share_of_blocks": float(blocks[i] / blocks.sum()),
+            "nfe_per_block": float(steps[i] / blocks[i]),
+            "retained": published_quality(run.scenario.model, decoding, gamma),
         }
-        for level, count in sorted(counts.items())
-        if count
+        for i, gamma in enumerate(luck.gammas)
+        if blocks[i]
     }
 
 

@@ -41,13 +41,14 @@ class Records:
         units (tokens or blocks) before."""
         self._segments.extend((request, done, start_tick, end_tick, replica, start_ns))
 
-    def log(self, request: int, unit: int, size: int, ready_ns: int, visible_ns: int) -> None:
-        """Unit ``unit`` (block or burst) of ``request`` became visible; ``size``: its denoise steps, or its tokens."""
-        self._log.extend((request, unit, size, ready_ns, visible_ns))
+    def log(self, request: int, unit: int, size: int, ready_ns: int, visible_ns: int, level: int = 0) -> None:
+        """Unit ``unit`` (block or burst) of ``request`` became visible; ``size``: its denoise steps, or its tokens;
+        ``level``: of the gamma that a block had."""
+        self._log.extend((request, unit, size, ready_ns, visible_ns, level))
 
     def units(self) -> np.ndarray:
-        """Rows (request, unit, size, ready_ns, visible_ns) as int64 (n, 5), by request, then by time."""
-        return _by_request(self._log, 5)
+        """Rows (request, unit, size, ready_ns, visible_ns, level) as int64 (n, 6), by request, then by time."""
+        return _by_request(self._log, 6)
 
     def segments(self) -> np.ndarray:
         """Rows (request, done, start_tick, end_tick, replica, start_ns) as int64 (n, 6), by request, then by time; once

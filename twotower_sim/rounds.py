@@ -16,7 +16,6 @@ What a decoder does in a round is in ``decoders.py``, how many passes it takes i
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -48,7 +47,6 @@ class Passes(Protocol):
     at_once: bool  # a prompt that is complete decodes in the same round
     in_turn: bool  # the context forward comes before the denoise passes
     sequences: dict[int, Task]  # that decode, by request, in admission order
-    blocks_by_level: Counter[int]  # completed blocks by the level of their gamma
     idle_forwards: int  # denoise passes in which a sequence whose block was done kept its place
     context: int  # tokens that their passes attend to, with what the round in flight adds
 
@@ -118,10 +116,6 @@ class RoundEngine:
     @property
     def running_requests(self) -> int:
         return len(self.running)
-
-    @property
-    def blocks_by_level(self) -> Counter[int]:
-        return self.decoder.blocks_by_level
 
     @property
     def prefix_caches(self) -> list[PrefixCache]:

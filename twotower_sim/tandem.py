@@ -19,7 +19,6 @@ servers first, each kind by its index. Time is integer nanoseconds on the SimPy 
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -108,7 +107,6 @@ class Tandem:
         self.denoiser_s, self.context_s = 0.0, [0.0, 0.0, 0.0, 0.0]
         self.busy_context_ns = self.busy_denoiser_ns = 0
         self.tick_end_ns = array("q")  # ends of the segments of decodes
-        self.blocks_by_level: Counter[int] = Counter()
         self._latency, self._limits, self._size = latency, limits, block_size
         self._luck, self._level, self._records = luck, level, records
         self._blocking, self._sticky = blocking, sticky
@@ -393,8 +391,7 @@ class Tandem:
 
     def _block_is_done(self, seq: TandemTask, at: DenoiserServer) -> None:
         steps = self._luck.steps(seq.request, seq.level)
-        self._records.log(seq.request, seq.done, steps[seq.done], seq.ready_ns, self.clock_ns)
-        self.blocks_by_level[seq.level] += 1
+        self._records.log(seq.request, seq.done, steps[seq.done], seq.ready_ns, self.clock_ns, seq.level)
         del at.present[seq.request]
         at.context -= self._tokens(seq)
         if seq.done == len(steps) - 1:

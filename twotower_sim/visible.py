@@ -54,7 +54,7 @@ def logged_times(units: np.ndarray, nfe: np.ndarray) -> Iterator[BlockTimes]:
     for low in range(0, len(nfe), CHUNK):
         high = min(low + CHUNK, len(nfe))
         rows = units[slice(*np.searchsorted(units[:, 0], (low, high)))]
-        request, unit, size, ready_ns, visible_ns = rows.T
+        request, unit, size, ready_ns, visible_ns, _ = rows.T
         yield BlockTimes(request, unit, size, ready_ns, visible_ns, low, nfe[low:high])
 
 
