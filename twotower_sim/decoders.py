@@ -1,7 +1,6 @@
 """What decoding sequences do in the rounds of ``rounds.py``: single tokens, bursts of drafts, or blocks of masks."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Protocol
 
 from twotower_sim.latency import Cost, Latency, Prefill
@@ -152,10 +151,14 @@ class BlockDecoder:
         return False
 
     def claims(self) -> Iterator[tuple[Task, int]]:
-        chosen = sorted(islice(self._due.values(), self._most), key=lambda seq: seq.order)
-        for seq in chosen:
-            yield seq, self.prefill_length(seq) + self.pass_tokens
-        self._extending = [seq for seq in chosen if seq.request in self._due]
+        extending: list[Task] = []
+        for seq in list(self._due.values()):
+            if len(extending) == self._most:
+                break
+            if seq.request in self._due:  # else one before it took its memory
+                yield seq, self.prefill_length(seq) + self.pass_tokens
+            extending = [of for of in (*extending, seq) if of.request in self._due]
+        self._extending = extending
 
     def lift(self, seq: Task) -> None:
         """A block whose extend pass is due is done."""

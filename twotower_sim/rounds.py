@@ -6,8 +6,9 @@ runs. The order of a round that starts at ``t``:
 
 1. the round before it ends: tokens become visible, sequences finish, completed prefills start to decode;
 2. arrivals with time <= t are in the queue;
-3. decoding sequences take the KV blocks they need now, in admission order, then the prompt in progress those of its
-   next chunk; on shortage the latest admitted sequence is preempted, as in ``engine.py``;
+3. decoding sequences take the KV blocks they need now (in admission order; those that extend in the order in which
+   their blocks were done, as many as a round may extend), then the prompt in progress those of its next chunk; on
+   shortage the latest admitted sequence is preempted, as in ``engine.py``;
 4. unless something was preempted, the queue's head is admitted while seats, budget and memory for its whole prompt are
    there, what a prefix cache holds of it counted;
 5. the decoder forms the round's passes, and the round takes what the latency model says.
@@ -52,7 +53,7 @@ class Passes(Protocol):
 
     def prefill_length(self, seq: Task) -> int: ...
     def claims(self) -> Iterable[tuple[Task, int]]:
-        """Sequences that take KV blocks before the round, in admission order, and the tokens they then hold."""
+        """Sequences that take KV blocks before the round, and the tokens they then hold, one after the other."""
         ...
 
     def start(self, seq: Task, now_ns: int) -> bool:

@@ -20,7 +20,6 @@ servers first, each kind by its index. Time is integer nanoseconds on the SimPy 
 
 from array import array
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import simpy
@@ -215,15 +214,17 @@ class Tandem:
         self._show(at, length_ns, context_s=context_s, extending=len(extends), prefill=prefill)
 
     def _extends(self, at: ContextServer) -> list[TandemTask]:
-        """Blocks to append to the cache in the next pass, with memory for them, in admission order."""
-        chosen = sorted(islice(at.due.values(), self._most), key=lambda seq: seq.order)
-        for seq in chosen:
+        """Blocks to append to the cache in the next pass, with memory for them, longest waiting first."""
+        chosen: list[TandemTask] = []
+        for seq in list(at.due.values()):
+            if len(chosen) == self._most:
+                break
             tokens = self._tokens(seq) + self._size
             while seq.request in at.due and at.cache.missing(seq.request, tokens) > at.cache.free:
                 self._preempt(next(reversed(at.running.values())))
             if seq.request in at.due:
                 at.cache.grow(seq.request, tokens)
-        chosen = [seq for seq in chosen if seq.request in at.due]
+            chosen = [of for of in (*chosen, seq) if of.request in at.due]
         for seq in chosen:
             del at.due[seq.request]
         return chosen
