@@ -27,6 +27,7 @@ class PolicyCase(Case):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         rng = self.rng
+        self.known: dict[tuple[int, int], list[int]] = {}
         self.kind = rng.choice(KINDS)
         self.steps_per_round = rng.choice([1, 2, 3, 5])
         self.policy = rng.choice(["fdfo", "fdfo", "lockstep"])
@@ -53,8 +54,10 @@ class PolicyCase(Case):
         return self.inputs[i] + -(-self.outputs[i] // self.block_size) * self.block_size
 
     def steps(self, request: int, level: int) -> list[int]:
-        blocks = -(-self.outputs[request] // self.block_size)
-        return [(request * 7919 + b * 104729 + level * 31) % STEPS + 1 for b in range(blocks)]
+        if (request, level) not in self.known:
+            blocks = range(-(-self.outputs[request] // self.block_size))
+            self.known[request, level] = [(request * 7919 + b * 104729 + level * 31) % STEPS + 1 for b in blocks]
+        return self.known[request, level]
 
     def level(self, request: int, waiting: int) -> int:
         return int(waiting >= self.waiting_for)

@@ -15,12 +15,16 @@ needs, least recently used first to go; a hit then ends at the last resident che
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from itertools import chain, islice
 from typing import Protocol
 
 import numpy as np
 
 from twotower_sim.errors import InputError
 from twotower_sim.requests import Prefixes, Requests
+
+Key = int | tuple[int, int]
+"""Of a block: what ``_Keys`` makes of a prompt's hash, or (request, index) of a block with generated tokens."""
 
 
 class Cache(Protocol):
@@ -93,10 +97,10 @@ class _Sequence:
 
     __slots__ = ("blocks", "keys", "registered")
 
-    def __init__(self, keys: list[int]) -> None:
+    def __init__(self, keys: list[int], blocks: list[int]) -> None:
         self.keys = keys  # of its prompt's full blocks
-        self.blocks: list[int] = []
-        self.registered = 0  # leading blocks that are known by a key
+        self.blocks = blocks
+        self.registered = len(blocks)  # leading blocks that are known by a key
 
 
 class PrefixCache:
@@ -120,12 +124,13 @@ class PrefixCache:
         self.counts: Counter[str] = Counter()  # see ``total``
         self.reused_tokens: dict[int, int] = {}  # of each request's latest admission
         self._keys = _Keys(requests, block_tokens)
-        self._references: dict[int, int] = {}
-        self._key: dict[int, int | tuple[int, int]] = {}  # of registered blocks
-        self._copies: dict[int | tuple[int, int], list[int]] = {}  # resident blocks of a key, oldest first
+        self._references: list[int] = []  # of each block that was ever taken
+        self._key: dict[int, Key] = {}  # of registered blocks
+        self._resident: dict[Key, int] = {}  # a key's block, the one that was registered first
+        self._copies: dict[Key, list[int]] = {}  # its other blocks, in the order in which they were registered
         self._unused: OrderedDict[int, None] = OrderedDict()  # registered blocks that nobody holds, next to go first
+        self._anonymous: list[int] = []  # blocks without a key that nobody holds
         self._sequences: dict[int, _Sequence] = {}
-        self._next = 0
         self._found: tuple[int, int, list[int]] | None = None  # of the latest look-up
         self._states = _States(state_slots, state_every // block_tokens) if state_every else None
 
@@ -143,105 +148,139 @@ class PrefixCache:
         return -(-length // self._tokens) - active <= self.free
 
     def _look_up(self, request: int, length: int) -> list[int]:
-        """The resident prefix of a prompt; remembered until something changes."""
+        """The resident prefix of a prompt; remembered until blocks or states come or go."""
         if self._found and self._found[:2] == (request, length):
             return self._found[2]
-        found = []
-        for index in range((length - 1) // self._tokens):
-            copies = self._copies.get(self._key_of(request, index))
-            if copies is None:
+        keys, full = self._keys.of(request), (length - 1) // self._tokens
+        own = ((request, index) for index in range(len(keys), full))
+        found: list[int] = []
+        for key in islice(chain[Key](keys, own), full):
+            block = self._resident.get(key)
+            if block is None:
                 break
-            found.append(copies[0])
+            found.append(block)
         if self._drafts and found:
             found.pop()
         if self._states:
-            keys = self._keys.of(request)
             del found[self._states.resumable(keys, min(len(found), len(keys))) :]
         self._found = request, length, found
         return found
 
-    def _key_of(self, request: int, index: int) -> int | tuple[int, int]:
-        keys = self._keys.of(request)
-        return keys[index] if index < len(keys) else (request, index)
-
     # ------------------------------------------------------------------ taking
 
     def admit(self, request: int, length: int) -> int:
-        found = self._look_up(request, length)
+        found, keys = self._look_up(request, length), self._keys.of(request)
         self._found = None
-        sequence = self._sequences[request] = _Sequence(self._keys.of(request))
+        self._sequences[request] = _Sequence(keys, found)
         for block in found:
             if not self._references[block]:
                 del self._unused[block]
                 self.used += 1
             self._references[block] += 1
-        sequence.blocks, sequence.registered = list(found), len(found)
         if self._states:
-            self._states.take()
-            self._states.touch(sequence.keys, len(found))
-        tokens = len(found) * self._tokens
-        first = request not in self.reused_tokens
+            self.counts["states_evicted"] += self._states.take(keys, len(found))
+        self._count(request, length, len(found))
+        return len(found) * self._tokens
+
+    def _count(self, request: int, length: int, blocks: int) -> None:
+        tokens, first = blocks * self._tokens, request not in self.reused_tokens
         self.reused_tokens[request] = tokens
         self.counts["blocks_looked_up"] += (length - 1) // self._tokens
-        self.counts["blocks_hit"] += len(found)
+        self.counts["blocks_hit"] += blocks
         self.counts["tokens_reused"] += tokens
         self.counts["tokens_asked"] += length
         self.counts["tokens_reused_at_first"] += first * tokens
         self.counts["tokens_asked_at_first"] += first * length
-        return tokens
 
     def missing(self, request: int, tokens: int) -> int:
         return max(0, -(-tokens // self._tokens) - len(self._sequences[request].blocks))
 
     def grow(self, request: int, tokens: int, computed: int | None = None) -> None:
-        sequence, self._found = self._sequences[request], None
-        for _ in range(self.missing(request, tokens)):
-            sequence.blocks.append(self._allocate())
+        sequence, new = self._sequences[request], self.missing(request, tokens)
+        if new:
+            sequence.blocks += self._allocate(new)
         full = (tokens if computed is None else computed) // self._tokens
-        for index in range(sequence.registered, full):
-            block, key = sequence.blocks[index], self._key_of(request, index)
-            self._key[block] = key
-            self._copies.setdefault(key, []).append(block)
-            if self._states and index < len(sequence.keys):
-                self.counts["states_evicted"] += self._states.keep(sequence.keys, index)
-        sequence.registered = max(sequence.registered, full)
+        if full > sequence.registered:
+            self._register(request, sequence, full)
 
-    def _allocate(self) -> int:
-        if self.used + len(self._unused) == self.capacity:
-            block, _ = self._unused.popitem(last=False)
+    def _allocate(self, count: int) -> list[int]:
+        """Blocks for new tokens: those without a hash go first, then the least recently released."""
+        references, anonymous = self._references, self._anonymous
+        blocks = [anonymous.pop() for _ in range(min(count, len(anonymous)))]
+        never_taken = range(len(references), min(len(references) + count - len(blocks), self.capacity))
+        references += [0] * len(never_taken)
+        blocks += never_taken
+        if count > len(blocks):
+            blocks += self._evict(count - len(blocks))
+        for block in blocks:
+            references[block] = 1
+        self.used += count
+        return blocks
+
+    def _evict(self, count: int) -> list[int]:
+        blocks = [self._unused.popitem(last=False)[0] for _ in range(count)]
+        for block in blocks:
             key = self._key.pop(block)
-            del self._references[block]
-            self._copies[key].remove(block)
-            if not self._copies[key]:
-                del self._copies[key]
-            self.counts["blocks_evicted"] += 1
-        self.used += 1
-        self._next += 1
-        self._references[self._next] = 1
-        return self._next
+            if key in self._copies:
+                self._forget(key, block)
+            else:
+                del self._resident[key]
+        self.counts["blocks_evicted"] += count
+        self._found = None
+        return blocks
+
+    def _forget(self, key: Key, block: int) -> None:
+        """One of several blocks of a key goes."""
+        copies = self._copies[key]
+        if self._resident[key] == block:
+            self._resident[key] = copies.pop(0)
+        else:
+            copies.remove(block)
+        if not copies:
+            del self._copies[key]
+
+    def _register(self, request: int, sequence: _Sequence, full: int) -> None:
+        """The first ``full`` blocks can be hit from now on."""
+        keys, start, resident, known = sequence.keys, sequence.registered, self._resident, self._key
+        own = ((request, index) for index in range(max(start, len(keys)), full))
+        for block, key in zip(sequence.blocks[start:full], chain[Key](keys[start:full], own), strict=True):
+            known[block] = key
+            if resident.setdefault(key, block) != block:
+                self._copies.setdefault(key, []).append(block)
+        if self._states:
+            self.counts["states_evicted"] += self._states.keep(keys, start, min(full, len(keys)))
+        sequence.registered = full
+        self._found = None
 
     def release(self, request: int) -> None:
-        sequence, self._found = self._sequences.pop(request), None
-        for block in reversed(sequence.blocks):
-            self._references[block] -= 1
-            if self._references[block]:
+        references, known, unused, anonymous = self._references, self._key, self._unused, self._anonymous
+        kept = len(unused) + len(anonymous)
+        for block in reversed(self._sequences.pop(request).blocks):
+            references[block] -= 1
+            if references[block]:
                 continue
-            self.used -= 1
-            if block in self._key:
-                self._unused[block] = None
+            if block in known:
+                unused[block] = None
             else:
-                del self._references[block]
+                anonymous.append(block)
+        self.used -= len(unused) + len(anonymous) - kept
         if self._states:
             self._states.give()
 
     def check(self) -> None:
         """Audit: allocated + free = capacity, every count in order."""
         held = Counter(block for sequence in self._sequences.values() for block in sequence.blocks)
-        assert self.used == len(held) <= self.capacity
-        assert self.used + len(self._unused) <= self.capacity
-        assert {block: count for block, count in self._references.items() if count} == dict(held)
-        assert set(self._unused) == {block for block, count in self._references.items() if not count}
-        assert sorted(self._key) == sorted(block for copies in self._copies.values() for block in copies)
+        assert self.used == len(held)
+        assert sorted([*held, *self._unused, *self._anonymous]) == list(range(len(self._references)))
+        assert len(self._references) <= self.capacity
+        assert {block: count for block, count in enumerate(self._references) if count} == dict(held)
+        known = [(block, key) for key, block in self._resident.items()]
+        known += [(block, key) for key, copies in self._copies.items() for block in copies]
+        assert len(known) == len(self._key)
+        assert dict(known) == self._key
+        assert self._key.keys() >= self._unused.keys()
+        assert self._key.keys().isdisjoint(self._anonymous)
+        assert all(self._copies.values())
         if self._states:
             self._states.check(len(self._sequences))
 
@@ -260,33 +299,35 @@ class _States:
                 return end
         return 0
 
-    def take(self) -> None:
-        self._running += 1
-        if self._running + len(self._kept) > self._slots:
-            self._kept.popitem(last=False)
-
-    def touch(self, keys: list[int], blocks: int) -> None:
+    def take(self, keys: list[int], blocks: int) -> int:
+        """A slot for a sequence that resumes after ``blocks``; returns how many checkpoints had to go for it. If the
+        state that it resumes is the only one left, the sequence goes on in its slot."""
         if blocks:
             self._kept.move_to_end(keys[blocks - 1])
+        self._running += 1
+        full = self._running + len(self._kept) > self._slots
+        if full:
+            self._kept.popitem(last=False)
+        return full
 
     def give(self) -> None:
         self._running -= 1
 
-    def keep(self, keys: list[int], index: int) -> bool:
-        """Block ``index`` of a prefill is full; returns whether a checkpoint had to go for this one."""
-        if (index + 1) % self._every:
-            return False
-        key = keys[index]
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return False
-        full = self._running + len(self._kept) == self._slots
-        if full and not self._kept:
-            return False  # every slot is a running sequence's
-        if full:
-            self._kept.popitem(last=False)
-        self._kept[key] = None
-        return full
+    def keep(self, keys: list[int], start: int, end: int) -> int:
+        """A prefill went from block ``start`` to ``end``; returns how many checkpoints had to go for its own."""
+        every, evicted = self._every, 0
+        for stop in range((start // every + 1) * every, end + 1, every):
+            key = keys[stop - 1]
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                continue
+            if self._running + len(self._kept) == self._slots:
+                if not self._kept:
+                    break  # every slot is a running sequence's
+                self._kept.popitem(last=False)
+                evicted += 1
+            self._kept[key] = None
+        return evicted
 
     def check(self, running: int) -> None:
         assert self._running == running
@@ -296,27 +337,24 @@ class _States:
 class _Keys:
     """The keys of the full KV blocks of prompts: one integer for (hash, position), and the part of the hashed block."""
 
-    KEEP = 4096
-
     def __init__(self, requests: Requests, block_tokens: int) -> None:
         self._requests, self._tokens = requests, block_tokens
-        self._of: OrderedDict[int, list[int]] = OrderedDict()
+        self._latest: tuple[int, list[int]] = -1, []  # the queue's head is looked up again and again
 
     def of(self, request: int) -> list[int]:
-        keys = self._of.get(request)
-        if keys is None:
-            keys = self._of[request] = self._make(request)
-            if len(self._of) > self.KEEP:
-                self._of.popitem(last=False)
-        return keys
+        if self._latest[0] != request:
+            self._latest = request, self._make(request)
+        return self._latest[1]
 
     def _make(self, request: int) -> list[int]:
-        prefixes, full = self._requests.prefixes, int(self._requests.input_tokens[request]) // self._tokens
+        prefixes = self._requests.prefixes
         if prefixes is None:
             return []
-        parts = prefixes.block_tokens // self._tokens
-        hashes = prefixes.of(request).tolist()
-        return [(hashes[i // parts] << 32 | i // parts) * parts + i % parts for i in range(full)]
+        parts, keys = prefixes.block_tokens // self._tokens, list[int]()
+        for position, of in enumerate(prefixes.of(request).tolist()):
+            first = (of << 32 | position) * parts
+            keys += range(first, first + parts)
+        return keys[: int(self._requests.input_tokens[request]) // self._tokens]
 
 
 def check_block_tokens(prefixes: Prefixes, kv_block_tokens: int) -> None:

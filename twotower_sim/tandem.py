@@ -185,7 +185,8 @@ class Tandem:
             self._freed = False
             self._try_waiting()
         for context in self.contexts:
-            if not context.busy and (context.due or context.partial or context.queue):
+            sending = self._blocking and context.link_free_ns > self.clock_ns
+            if not (context.busy or sending) and (context.due or context.partial or context.queue):
                 self._context_pass(context)
         for denoiser in self.denoisers:
             if denoiser.present and not denoiser.busy:
@@ -286,19 +287,8 @@ class Tandem:
                 ready.append(seq)
         for seq in ready:
             seq.ready_ns = now
-            self._send(seq)
-        if self._blocking and at.link_free_ns > now:
-            at.busy = True
-            self.busy_context_ns += at.link_free_ns - now
-            self._at(at.link_free_ns - now, ENDS, self._link_is_free, at)
-        self._wake()
-
-    def _link_is_free(self, at: ContextServer) -> None:
-        """Of a blocking transfer; more may have been sent since, when a denoiser got room."""
-        if at.link_free_ns > self.clock_ns:
-            self._at(at.link_free_ns - self.clock_ns, ENDS, self._link_is_free, at)
-            return
-        at.busy = False
+            if seq.order >= 0:  # else one before it took its memory
+                self._send(seq)
         self._wake()
 
     # ------------------------------------------------------------------ from context to denoiser
@@ -323,6 +313,7 @@ class Tandem:
         assert seq.home is not None
         sent_ns = int(self._latency.transfer(1, lacking) * 1e9 + 0.5)
         seq.home.link_free_ns = max(seq.home.link_free_ns, self.clock_ns) + sent_ns
+        self.busy_context_ns += self._blocking * sent_ns
         self._at(seq.home.link_free_ns - self.clock_ns, ENDS, self._arrives, seq, seq.order)
 
     def _choose(self, seq: TandemTask) -> DenoiserServer | None:
@@ -340,13 +331,13 @@ class Tandem:
         return min(able, key=lambda server: (len(server.assigned), server is not here, server.index), default=None)
 
     def _arrives(self, seq: TandemTask, order: int) -> None:
+        self._wake()
         if seq.order != order or seq.desk is None:
             return
         seq.level = self._level(seq.request, sum(len(server.queue) for server in self.contexts))
         seq.left = self._luck.steps(seq.request, seq.level)[seq.done]
         seq.desk.present[seq.request] = seq
         seq.desk.context += self._tokens(seq)
-        self._wake()
 
     def _forget(self, seq: TandemTask) -> None:
         """Its denoiser gives back what it holds of ``seq``."""

@@ -42,7 +42,7 @@ def read(lines: Iterator[str], path: Path) -> Requests:
         numbers.append(number)
         if (ids := row.get("hash_ids")) is not None:
             try:
-                hashes.extend(ids)
+                hashes.fromlist(ids)
             except (TypeError, OverflowError):
                 raise InputError(f"{path}:{number}: hash_ids: expected a list of whole numbers of 64 bits") from None
             first.append(len(hashes))
