@@ -65,7 +65,7 @@ class NaiveTandem:
         self.everyone = []  # that arrived and have not finished, in the order in which they came to their state
         self.admit, self.prefilled, self.finish, self.nfe, self.preemptions = {}, {}, {}, {}, {}
         self.visible, self.seen = [], []
-        self.starting = False
+        self.starting = self.preempted = False
 
     # ------------------------------------------------------------------ events
 
@@ -150,21 +150,19 @@ class NaiveTandem:
         self.at(self.clock + length, ENDS, ends, at, *args)
 
     def context_pass(self, at):
-        before = sum(self.preemptions.values())
-        extends = self.extends(at)
+        self.preempted = False
+        extends, chunks = self.extends(at), []
         budget = self.limits.max_num_batched_tokens - len(extends) * self.block_size
-        chunks = []
-        if sum(self.preemptions.values()) == before:
+        if not self.preempted:
             for s in [s for s in self.running(at) if s.state == "prefill" and s.computed < s.target]:
-                if not self.grow(s, min(s.target, s.computed + budget)):
-                    return self.context_go(at, extends, [])
-                budget -= self.chunk(s, budget, chunks)
+                if self.grow(s, min(s.target, s.computed + budget)):
+                    budget -= self.chunk(s, budget, chunks)
+        if not self.preempted:
             self.admit_from_queue(at, budget, chunks)
-        self.context_go(at, extends, chunks)
+        if extends or chunks:
+            self.context_go(at, extends, chunks)
 
     def context_go(self, at, extends, chunks):
-        if not extends and not chunks:
-            return
         for s in extends:
             self.becomes(s, "extend")
         tokens = sum(c for _, _, c in chunks)
@@ -245,7 +243,8 @@ class NaiveTandem:
         to = self.choose(s)
         if to is None:
             self.waits += s.state == "ready"
-            return self.becomes(s, "waiting")
+            self.becomes(s, "waiting")
+            return
         lacking = self.block_size if s.desk is to else self.tokens(s)
         if s.desk not in (None, to):
             self.moves += 1
@@ -257,7 +256,7 @@ class NaiveTandem:
             self.lost += 1
             self.preempt(victim)
             if victim is s:
-                return None
+                return
         s.lent = self.kv(self.tokens(s))
         seconds = self.latency.transfer(1, lacking)
         s.home.link_free = max(s.home.link_free, self.clock) + int(seconds * 1e9 + 0.5)
@@ -295,7 +294,8 @@ class NaiveTandem:
         steps = self.steps(s.request, s.level)[s.block]
         self.visible.append((s.request, s.block, steps, s.ready, self.clock, s.level))
         if s.block < s.blocks - 1:
-            return self.becomes(s, "due")
+            self.becomes(s, "due")
+            return
         self.everyone.remove(s)
         self.finish[s.request] = self.clock
         if self.on_finish:
@@ -309,4 +309,5 @@ class NaiveTandem:
         self.becomes(s, "queued")
         self.enqueue(s, back=False)
         self.preemptions[s.request] = self.preemptions.get(s.request, 0) + 1
+        self.preempted = True
         self.look_for_work()

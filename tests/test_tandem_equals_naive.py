@@ -45,7 +45,7 @@ class TandemCase(Case):
         self.concurrency, self.think_ns = rng.choice([1, 3, 20]), rng.choice([0, 2_000_000])
 
     def _length(self, median: int) -> int:
-        return min(super()._length(median), 200)
+        return min(super()._length(median), 160)
 
     def _latency(self) -> Latency:
         a, b, c, d, e = (self.rng.random() * 1e-3 for _ in range(5))
@@ -151,10 +151,10 @@ def assert_equal(case: TandemCase, records: Records, tandem: Tandem, oracle: Nai
 
 
 @pytest.mark.parametrize("closed", [False, True])
-@pytest.mark.parametrize("first", range(0, 160, 40))
+@pytest.mark.parametrize("first", range(0, 160, 80))
 def test_every_moment_is_that_of_the_naive_tandem(first, closed):
     hard: Counter[str] = Counter()
-    for seed in range(first, first + 40):
+    for seed in range(first, first + 80):
         case = TandemCase(seed)
         records, tandem, seen = simulate(case, closed)
         oracle = simulate_naively(case, closed)
