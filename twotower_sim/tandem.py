@@ -179,6 +179,13 @@ class Tandem:
             self._awake = True
             self._at(0, STARTS, self._start_passes)
 
+    def _ended(self) -> None:
+        """The last thing that the end of a pass or transfer does: start passes now if this was all of this instant."""
+        if self.env.peek() > self.env.now:
+            self._start_passes()
+        else:
+            self._wake()
+
     def _start_passes(self) -> None:
         self._awake = False
         if self._freed:
@@ -289,7 +296,7 @@ class Tandem:
             seq.ready_ns = now
             if seq.order >= 0:  # else one before it took its memory
                 self._send(seq)
-        self._wake()
+        self._ended()
 
     # ------------------------------------------------------------------ from context to denoiser
 
@@ -331,13 +338,12 @@ class Tandem:
         return min(able, key=lambda server: (len(server.assigned), server is not here, server.index), default=None)
 
     def _arrives(self, seq: TandemTask, order: int) -> None:
-        self._wake()
-        if seq.order != order or seq.desk is None:
-            return
-        seq.level = self._level(seq.request, sum(len(server.queue) for server in self.contexts))
-        seq.left = self._luck.steps(seq.request, seq.level)[seq.done]
-        seq.desk.present[seq.request] = seq
-        seq.desk.context += self._tokens(seq)
+        if seq.order == order and seq.desk is not None:
+            seq.level = self._level(seq.request, sum(len(server.queue) for server in self.contexts))
+            seq.left = self._luck.steps(seq.request, seq.level)[seq.done]
+            seq.desk.present[seq.request] = seq
+            seq.desk.context += self._tokens(seq)
+        self._ended()
 
     def _forget(self, seq: TandemTask) -> None:
         """Its denoiser gives back what it holds of ``seq``."""
@@ -379,7 +385,7 @@ class Tandem:
                 seq.left -= 1
                 if not seq.left:
                     self._block_is_done(seq, at)
-        self._wake()
+        self._ended()
 
     def _block_is_done(self, seq: TandemTask, at: DenoiserServer) -> None:
         steps = self._luck.steps(seq.request, seq.level)
