@@ -14,7 +14,8 @@ from twotower_sim.kv_cache import KvCache
 from twotower_sim.latency import Host, Latency
 from twotower_sim.records import Records
 from twotower_sim.replica import Limits
-from twotower_sim.tandem import ContextServer, DenoiserServer, Tandem, TandemTask
+from twotower_sim.servers import ContextServer, DenoiserServer, TandemTask
+from twotower_sim.tandem import Tandem
 
 
 class TandemCase(Case):

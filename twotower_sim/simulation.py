@@ -28,7 +28,8 @@ from twotower_sim.replica import Limits, Round
 from twotower_sim.requests import Requests
 from twotower_sim.rounds import Passes, RoundEngine, Task
 from twotower_sim.schedule import BlockSchedule, Schedule, Sequence, TokenSchedule
-from twotower_sim.tandem import ContextServer, DenoiserServer, Tandem, TandemTask
+from twotower_sim.servers import ContextServer, DenoiserServer, TandemTask
+from twotower_sim.tandem import Tandem
 
 DEFAULT_GPU = "h100-sxm"
 

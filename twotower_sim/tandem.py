@@ -5,17 +5,21 @@ A sequence goes from its context server to a denoiser server and back, block by 
 - a *context server* runs one pass after the other, each a forward of extends (longest waiting first) and prompt chunks.
   It admits requests as ``rounds.py`` does, and owns their keys, values and states until they finish;
 - when a prompt is prefilled or a block extended, the Mamba state and the keys and values that the denoiser lacks go
-  over the server's link, one pass's after another's. A *blocking* transfer keeps the server from its next pass;
+  over the server's link, one after the other. A *blocking* transfer keeps the server from its next pass;
 - a *denoiser server* runs one denoise pass after the other over all blocks that are there; a sequence whose block is
   done leaves at once (``fdfo``), for the extend or for good. The way back carries token ids and takes no time.
 
-A sequence's denoiser is the one with the fewest sequences among those with room; *sticky* ones stay there, *free* ones
-choose again for every block, and bring all their keys and values where they are new. Without room anywhere a sequence
-waits for it in the order in which it became ready. On shortage a server preempts the latest admitted sequence that it
-holds; it loses its memory on both sides.
+Each sequence is a transfer of its own; one that is preempted on its way still occupies the link. A sequence's denoiser
+is the one with the fewest sequences (*sticky*: that stay there; *free*: with a block there or on the way) among those
+with room, ties to where it is, then by index; free ones choose again for every block, and bring all their keys and
+values where they are new. Without room anywhere a sequence waits; those who wait try again in their order before passes
+start, once a denoiser has given memory back, and who becomes ready in between may find room first. The gamma of a block
+is chosen when it arrives at its denoiser. On shortage a server preempts the latest admitted sequence that it holds; it
+loses its memory on both sides. As many requests are admitted as the denoisers have seats, on each context server as
+many as it has state slots; ``max_num_seqs`` bounds the sequences of one pass.
 
-Order of events at one instant: passes and transfers that end; requests that arrive; then passes that start, on context
-servers first, each kind by its index. Time is integer nanoseconds on the SimPy clock.
+Order of events at one instant: passes and transfers that end, in the order in which they began; requests that arrive;
+then passes that start, on context servers first, each kind by its index. Time is integer nanoseconds on SimPy's clock.
 """
 
 from array import array
@@ -25,55 +29,17 @@ from typing import Any
 import simpy
 from simpy.events import Event, EventPriority
 
-from twotower_sim.admission import Queue
 from twotower_sim.decoders import Luck
-from twotower_sim.kv_cache import Cache, PrefixCache
+from twotower_sim.kv_cache import PrefixCache
 from twotower_sim.latency import NO_PREFILL, Latency, Prefill
 from twotower_sim.records import Records
 from twotower_sim.replica import Limits, Round
 from twotower_sim.requests import LATEST_NS
 from twotower_sim.rounds import Task
+from twotower_sim.servers import ContextServer, DenoiserServer, TandemTask
 
 STARTS = EventPriority(2)  # after SimPy's own 0 and 1
 ENDS = EventPriority(0)
-
-
-class TandemTask(Task):
-    """A request inside this replica."""
-
-    __slots__ = ("home", "desk", "extending")
-
-    def __init__(self, request: int, input_tokens: int, output_tokens: int) -> None:
-        super().__init__(request, input_tokens, output_tokens)
-        self.home: ContextServer | None = None
-        self.desk: DenoiserServer | None = None
-        self.extending = False  # its block is done and the extend pass, due or under way, is not
-
-
-class ContextServer:
-    """One context server's batch and memory."""
-
-    def __init__(self, index: int, queue: Queue[TandemTask], cache: Cache) -> None:
-        self.index, self.queue, self.cache = index, queue, cache
-        self.running: dict[int, TandemTask] = {}  # admitted here, in that order
-        self.due: dict[int, TandemTask] = {}  # to be extended, longest waiting first
-        self.partial: TandemTask | None = None
-        self.busy = False
-        self.link_free_ns = 0
-        self.queued_tokens = 0
-        self.seats_peak = 0
-
-
-class DenoiserServer:
-    """One denoiser server's batch and memory."""
-
-    def __init__(self, index: int, cache: Cache, seats: int) -> None:
-        self.index, self.cache, self.seats = index, cache, seats
-        self.holds: dict[int, TandemTask] = {}  # whose keys and values are here
-        self.present: dict[int, TandemTask] = {}  # with an open block here
-        self.context = 0  # tokens that these attend to
-        self.assigned: dict[int, TandemTask] = {}  # that count as its load: with a block here or on the way
-        self.busy = False
 
 
 class Tandem:
