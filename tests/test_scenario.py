@@ -294,6 +294,10 @@ def test_any_file_gives_a_name(tmp_path, file, name):
         ),
         ({"decoding": {"kind": "mock_ar"}, "scheduler": {"policy": "lockstep"}}, "scheduler.policy"),
         ({"deployment": {"expert_parallel": True}}, "deployment.expert_parallel"),
+        (
+            {"decoding": {"kind": "autoregressive"}, "deployment": {"tensor_parallel": {"context": 1, "denoiser": 2}}},
+            "deployment.tensor_parallel.denoiser",
+        ),
         ({"deployment": {"placement": {"kind": "split", "transfer": "blocking"}}}, "deployment.placement.transfer"),
         (
             {

@@ -31,7 +31,7 @@ import numpy as np
 from twotower_sim.admission import Queue
 from twotower_sim.latency import NO_PREFILL, Latency, Prefill
 from twotower_sim.records import Records
-from twotower_sim.replica import Limits, Round
+from twotower_sim.replica import Limits, PromptChunks, Round
 from twotower_sim.schedule import EXTEND_CONTEXT, EXTEND_SHIFT, Rings, Schedule, Sequence
 
 GLIDE_ROUNDS = 24
@@ -200,27 +200,20 @@ class Engine:
 
     def _prefill(self, budget: int) -> Prefill:
         """Go on with the prompt in progress, then admit from the queue, within a budget of tokens."""
-        tokens = pairs = context = sequences = 0
-        while tokens < budget:
+        chunks = PromptChunks(budget)
+        while chunks.left > 0:
             seq = self._partial
             if seq is None and self.queue and not self._blocked:
-                seq = self._admit(budget - tokens, alone=not tokens)
+                seq = self._admit(chunks.left, alone=not chunks.tokens)
             if seq is None:
                 break
             done = seq.position
-            chunk = min(seq.length - done, budget - tokens)
-            self._hold(self._blocks(done + chunk) - self._blocks(done))
-            tokens += chunk
-            pairs += chunk * done + chunk * (chunk + 1) // 2
-            sequences += 1
-            seq.position += chunk
-            context += seq.position
-            if seq.position < seq.length:
-                self._partial = seq
-                break
-            self._partial = None
-            self._started.append(seq)
-        return tokens, pairs, context, sequences
+            whole = chunks.add(seq)
+            self._hold(self._blocks(seq.position) - self._blocks(done))
+            self._partial = None if whole else seq
+            if whole:
+                self._started.append(seq)
+        return chunks.shape
 
     def _admit(self, budget: int, alone: bool) -> Sequence | None:
         """The queue's head, if there are seats and memory for it (and budget, where prompts are not chunked)."""

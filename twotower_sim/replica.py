@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from twotower_sim.latency import Prefill
+from twotower_sim.schedule import Sequence
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,30 @@ class Limits:
     @property
     def seats(self) -> int:
         return min(self.max_num_seqs, self.state_slots)
+
+
+class PromptChunks:
+    """The prompt chunks of a round, added up within a budget of tokens."""
+
+    def __init__(self, budget: int) -> None:
+        self.left = budget
+        self.tokens = self._pairs = self._context = self._sequences = 0
+
+    def add(self, seq: Sequence) -> bool:
+        """As much of the rest of a prompt as is left; returns whether that was all of it."""
+        done = seq.position
+        chunk = min(seq.length - done, self.left)
+        self.left -= chunk
+        self.tokens += chunk
+        self._pairs += chunk * done + chunk * (chunk + 1) // 2
+        self._sequences += 1
+        seq.position += chunk
+        self._context += seq.position
+        return seq.position == seq.length
+
+    @property
+    def shape(self) -> Prefill:
+        return self.tokens, self._pairs, self._context, self._sequences
 
 
 class Round(NamedTuple):

@@ -24,7 +24,7 @@ from twotower_sim.admission import Queue
 from twotower_sim.kv_cache import Cache, PrefixCache
 from twotower_sim.latency import NO_PREFILL, Cost, Latency, Prefill
 from twotower_sim.records import Records
-from twotower_sim.replica import Limits, Round
+from twotower_sim.replica import Limits, PromptChunks, Round
 from twotower_sim.schedule import Sequence
 
 
@@ -241,26 +241,18 @@ class RoundEngine:
 
     def _prefill(self, budget: int) -> Prefill:
         """Go on with the prompt in progress, then admit from the queue, within a budget of tokens."""
-        tokens = pairs = context = sequences = 0
-        while tokens < budget:
-            seq = self._partial or (self._admit(budget - tokens) if self.queue else None)
+        chunks = PromptChunks(budget)
+        while chunks.left > 0:
+            seq = self._partial or (self._admit(chunks.left) if self.queue else None)
             if seq is None:
                 break
-            done = seq.position
-            chunk = min(seq.length - done, budget - tokens)
-            tokens += chunk
-            pairs += chunk * done + chunk * (chunk + 1) // 2
-            sequences += 1
-            seq.position += chunk
-            context += seq.position
+            whole = chunks.add(seq)
             self.cache.grow(seq.request, seq.position)
-            if seq.position < seq.length:
-                self._partial = seq
-                break
-            self._partial = None
-            self._started.append(seq)
-            self._prefilled.append(seq.request)
-        return tokens, pairs, context, sequences
+            self._partial = None if whole else seq
+            if whole:
+                self._started.append(seq)
+                self._prefilled.append(seq.request)
+        return chunks.shape
 
     def _admit(self, budget: int) -> Task | None:
         """The queue's head, if there are seats and memory for it (and budget, where prompts are not chunked)."""

@@ -344,6 +344,9 @@ def _without_effect(scenario: ask.Scenario) -> list[str]:
     if isinstance(latency, ask.AffineLatency):
         passes = ("decode", "denoise", "draft", "extend", "transfer")
         found += [f"latency.{name}" for name in passes if name not in read and getattr(latency, name)]
+    context, denoiser = hardware.degrees
+    if denoiser != context and not isinstance(decoding, ask.TwoTower | ask.MockAr):
+        found.append("deployment.tensor_parallel.denoiser")
     if hardware.expert_parallel and (set(hardware.degrees) == {1} or not isinstance(latency, ask.RooflineLatency)):
         found.append("deployment.expert_parallel")
     kinds = f"decoding.kind {decoding.kind} and latency.kind {latency.kind}"

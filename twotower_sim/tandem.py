@@ -33,7 +33,7 @@ from twotower_sim.decoders import Luck
 from twotower_sim.kv_cache import PrefixCache
 from twotower_sim.latency import NO_PREFILL, Latency, Prefill
 from twotower_sim.records import Records
-from twotower_sim.replica import Limits, Round
+from twotower_sim.replica import Limits, PromptChunks, Round
 from twotower_sim.requests import LATEST_NS
 from twotower_sim.rounds import Task
 from twotower_sim.servers import ContextServer, DenoiserServer, TandemTask
@@ -68,7 +68,8 @@ class Tandem:
     ) -> None:
         self.env, self.index = env, index
         self.contexts, self.denoisers = contexts, denoisers
-        self.rounds = self.preemptions = self.busy_ns = self.kv_peak = 0
+        self.rounds = self.preemptions = self.kv_peak = 0
+        self.busy_ns = 0  # while it has requests
         self.denoiser_s, self.context_s = 0.0, [0.0, 0.0, 0.0, 0.0]
         self.busy_context_ns = self.busy_denoiser_ns = 0
         self.tick_end_ns = array("q")  # ends of the segments of decodes
@@ -205,29 +206,21 @@ class Tandem:
 
     def _prefill(self, at: ContextServer, budget: int) -> tuple[Prefill, list[tuple[TandemTask, int]]]:
         """Prompt chunks of the next pass, and the prompts it completes."""
-        tokens = pairs = context = sequences = 0
-        complete = []
+        chunks, complete = PromptChunks(budget), []
         seq = at.partial
         if seq and at.cache.missing(seq.request, min(seq.length, seq.position + budget)) > at.cache.free:
             self._preempt(seq)
             return NO_PREFILL, []
-        while tokens < budget:
-            seq = at.partial or (self._admit(at, budget - tokens) if at.queue else None)
+        while chunks.left > 0:
+            seq = at.partial or (self._admit(at, chunks.left) if at.queue else None)
             if seq is None:
                 break
-            done = seq.position
-            chunk = min(seq.length - done, budget - tokens)
-            tokens += chunk
-            pairs += chunk * done + chunk * (chunk + 1) // 2
-            sequences += 1
-            seq.position += chunk
-            context += seq.position
+            whole = chunks.add(seq)
             at.cache.grow(seq.request, seq.position)
-            at.partial = seq if seq.position < seq.length else None
-            if at.partial:
-                break
-            complete.append((seq, seq.order))
-        return (tokens, pairs, context, sequences), complete
+            at.partial = None if whole else seq
+            if whole:
+                complete.append((seq, seq.order))
+        return chunks.shape, complete
 
     def _admit(self, at: ContextServer, budget: int) -> TandemTask | None:
         seq, cache = at.queue.head(), at.cache

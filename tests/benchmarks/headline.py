@@ -106,9 +106,10 @@ def main() -> None:
     print("# Where the published 2.42 x lies\n")
     print(
         "One user, 256 + 256 tokens, gamma 0.8, blocks of 16; two towers on 2 x H100, autoregressive decoding on one\n"
-        "of them, to which the speed-ups compare (the step that tensor parallelism over both would take stands beside). Passes are modelled (roofline), commits observed. An eager\n"
-        "engine launches kernel by kernel and no pass is shorter than its launches; CUDA graphs leave the memory's bandwidth as\n"
-        "the bound. `python tests/benchmarks/headline.py OBSERVED_NFE_CSV` made this page.\n"
+        "of them, to which the speed-ups compare (the step that tensor parallelism over both would take stands beside). Passes\n"
+        "are modelled (roofline), commits observed. An eager engine launches kernel by kernel and no pass is shorter than its\n"
+        "launches; CUDA graphs leave the memory's bandwidth as the bound.\n"
+        "`python tests/benchmarks/headline.py OBSERVED_NFE_CSV` made this page.\n"
     )
     print(
         "| engine | AR step ms | on both GPUs (TP 2) | denoise ms | extend ms | "
