@@ -1,16 +1,24 @@
 """What decoding sequences do in the rounds of ``rounds.py``: single tokens, bursts of drafts, or blocks of masks."""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from twotower_sim.latency import Cost, Latency, Prefill
+from twotower_sim.latency import Cost, Latency
 from twotower_sim.plan import Bursts
 from twotower_sim.policy import Policy
 from twotower_sim.records import Records
+from twotower_sim.replica import PromptChunks
 from twotower_sim.rounds import Task
 
 
-class TokenDecoder:
+class _Decoder:
+    """What decoders have in common."""
+
+    def read(self, latency: Latency, chunks: PromptChunks, now_ns: int) -> Cost:
+        return latency.round(0, 0, 0, 0, chunks.shape)
+
+
+class TokenDecoder(_Decoder):
     """One token a round: autoregressive, where prefill ends with the first token, or mock-AR, where it does not."""
 
     pass_tokens, at_once, in_turn, blocks, idle_forwards = 1, False, False, False, 0
@@ -41,10 +49,13 @@ class TokenDecoder:
 
     lift = finish
 
-    def cost(self, latency: Latency, prefill: Prefill, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
+    def cost(self, latency: Latency, chunks: PromptChunks, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
         n, context = len(self.sequences), self.context
         self.context += n
-        return n, 0, latency.round(n, context, 0, 0, prefill)
+        return n, 0, self._run(latency, context, chunks, now_ns)
+
+    def _run(self, latency: Latency, context: int, chunks: PromptChunks, now_ns: int) -> Cost:
+        return latency.round(len(self.sequences), context, 0, 0, chunks.shape)
 
     def end(self, now_ns: int) -> list[Task]:
         finished = []
@@ -57,7 +68,7 @@ class TokenDecoder:
         return finished
 
 
-class BurstDecoder:
+class BurstDecoder(_Decoder):
     """Speculative decoding: in a round the drafts of every sequence are verified, and bring a burst of tokens. The last
     token of a burst is read in the next round; a prompt that is complete joins the round at once, as in DynoSim.
     ``level`` counts a sequence's bursts."""
@@ -90,10 +101,10 @@ class BurstDecoder:
 
     lift = finish
 
-    def cost(self, latency: Latency, prefill: Prefill, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
+    def cost(self, latency: Latency, chunks: PromptChunks, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
         n, context = len(self.sequences), self.context
         self.context += sum(seq.left for seq in self.sequences.values())
-        return n, 0, latency.round(n, context, 0, 0, prefill)
+        return n, 0, latency.round(n, context, 0, 0, chunks.shape)
 
     def end(self, now_ns: int) -> list[Task]:
         finished = []
@@ -113,7 +124,17 @@ class Luck(Protocol):
     def steps(self, request: int, level: int) -> list[int]: ...
 
 
-class BlockDecoder:
+class BlockRound(NamedTuple):
+    """What a round does to blocks."""
+
+    denoising: list[Task]
+    context: int  # tokens that their passes attend to
+    extending: list[Task]
+    extend_context: int
+    chunks: PromptChunks
+
+
+class BlockDecoder(_Decoder):
     """Blocks of masks: denoise passes until all is committed, then an extend pass, which the last block does not need.
 
     A block's gamma is chosen when its first pass is formed: ``level(request, waiting requests)``.
@@ -135,7 +156,7 @@ class BlockDecoder:
         self.context = 0
         self.pass_tokens, self.in_turn = block_size, policy.in_turn
         self.idle_forwards = 0  # passes in which a sequence whose block was done kept its place
-        self._policy, self._steps, self._most = policy, steps_per_round, max_extends
+        self._most_passes, self._most_extends = policy.most_passes(steps_per_round), max_extends
         self._luck, self._level, self._records = luck, level, records
         self._due: dict[int, Task] = {}  # whose block is done and has to be extended, longest waiting first
         self._extending: list[Task] = []
@@ -153,7 +174,7 @@ class BlockDecoder:
     def claims(self) -> Iterator[tuple[Task, int]]:
         extending: list[Task] = []
         for seq in list(self._due.values()):
-            if len(extending) == self._most:
+            if len(extending) == self._most_extends:
                 break
             if seq.request in self._due:  # else one before it took its memory
                 yield seq, self.prefill_length(seq) + self.pass_tokens
@@ -168,7 +189,7 @@ class BlockDecoder:
     def finish(self, seq: Task) -> None:
         self.context -= self.prefill_length(seq)
 
-    def cost(self, latency: Latency, prefill: Prefill, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
+    def cost(self, latency: Latency, chunks: PromptChunks, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
         due, size, extending = self._due, self.pass_tokens, self._extending
         extend_context = sum(map(self.prefill_length, extending))
         context = self.context - sum(map(self.prefill_length, due.values()))
@@ -179,17 +200,23 @@ class BlockDecoder:
         for seq in denoising:
             if not seq.left:
                 self._open(seq, waiting)
-        n, n_extend = len(denoising), len(extending)
-        forwards = self._policy.forwards((seq.left for seq in denoising), self._steps) if n else 0
+        work = BlockRound(denoising, context, extending, extend_context, chunks)
+        self._forwards, cost = self._run(latency, work, now_ns)
+        self.context += size * len(extending)
+        self._denoising = denoising
+        return len(denoising), len(extending), cost
+
+    def _run(self, latency: Latency, work: BlockRound, now_ns: int) -> tuple[int, Cost]:
+        """How many denoise passes the round takes, and what it costs."""
+        denoising, context, extending, extend_context, chunks = work
+        n, n_extend, prefill = len(denoising), len(extending), chunks.shape
+        forwards = min(self._most_passes, max(seq.left for seq in denoising)) if n else 0
         if self.in_turn or forwards > 1:
-            sent = n_extend * size + prefill[0]
-            shape = n, context, n_extend, extend_context, prefill, sent
-            cost = latency.forwards(forwards, self.in_turn, *shape)
-        else:
-            cost = latency.round(n, context, n_extend, extend_context, prefill)
-        self.context += size * n_extend
-        self._denoising, self._forwards = denoising, forwards
-        return n, n_extend, cost
+            sent = n_extend * self.pass_tokens + prefill[0]
+            return forwards, latency.forwards(
+                forwards, self.in_turn, n, context, n_extend, extend_context, prefill, sent
+            )
+        return forwards, latency.round(n, context, n_extend, extend_context, prefill)
 
     def _open(self, seq: Task, waiting: int) -> None:
         """A block starts."""

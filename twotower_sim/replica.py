@@ -29,10 +29,11 @@ class Limits:
 
 
 class PromptChunks:
-    """The prompt chunks of a round, added up within a budget of tokens."""
+    """The prompt chunks of a round, added up within a budget of tokens; ``parts``: (request, from, to) of each."""
 
     def __init__(self, budget: int) -> None:
         self.left = budget
+        self.parts: list[tuple[int, int, int]] = []
         self.tokens = self._pairs = self._context = self._sequences = 0
 
     def add(self, seq: Sequence) -> bool:
@@ -45,6 +46,7 @@ class PromptChunks:
         self._sequences += 1
         seq.position += chunk
         self._context += seq.position
+        self.parts.append((seq.request, done, seq.position))
         return seq.position == seq.length
 
     @property

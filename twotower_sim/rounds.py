@@ -22,7 +22,7 @@ from typing import Protocol
 
 from twotower_sim.admission import Queue
 from twotower_sim.kv_cache import Cache, PrefixCache
-from twotower_sim.latency import NO_PREFILL, Cost, Latency, Prefill
+from twotower_sim.latency import Cost, Latency, Prefill
 from twotower_sim.records import Records
 from twotower_sim.replica import Limits, PromptChunks, Round
 from twotower_sim.schedule import Sequence
@@ -65,8 +65,12 @@ class Passes(Protocol):
         """``seq`` loses its cache; what it has done stays."""
         ...
 
-    def cost(self, latency: Latency, prefill: Prefill, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
+    def cost(self, latency: Latency, chunks: PromptChunks, waiting: int, now_ns: int) -> tuple[int, int, Cost]:
         """Form the round's passes: sequences that denoise (or decode), that extend, and what the round costs."""
+        ...
+
+    def read(self, latency: Latency, chunks: PromptChunks, now_ns: int) -> Cost:
+        """What a round costs that does nothing but prefill."""
         ...
 
     def end(self, now_ns: int) -> list[Task]:
@@ -170,22 +174,21 @@ class RoundEngine:
 
     def _round(self) -> None:
         limits, decoder = self._limits, self.decoder
-        prefill = NO_PREFILL
         if limits.prefill == "first":
-            prefill = self._prefill(limits.max_num_batched_tokens)
-            if prefill[0]:
-                self._run(0, 0, self._latency.round(0, 0, 0, 0, prefill), prefill)
+            chunks = self._prefill(limits.max_num_batched_tokens)
+            if chunks.tokens:
+                self._run(0, 0, decoder.read(self._latency, chunks, self.clock_ns), chunks.shape)
                 return
         budget = limits.max_num_batched_tokens - decoder.pass_tokens * len(decoder.sequences)
         preempted = False if decoder.at_once else self._take(decoder.claims())
-        if not preempted and self._mixes() and self._has_room(budget):
-            prefill = self._prefill(budget)
+        mixes = not preempted and self._mixes() and self._has_room(budget)
+        chunks = self._prefill(budget if mixes else 0)
         if decoder.at_once:
             self._start_all()
             self._reserve(decoder.claims())
-        n, n_extend, cost = decoder.cost(self._latency, prefill, len(self.queue), self.clock_ns)
+        n, n_extend, cost = decoder.cost(self._latency, chunks, len(self.queue), self.clock_ns)
         self._decoded = n + n_extend > 0
-        self._run(n, n_extend, cost, prefill)
+        self._run(n, n_extend, cost, chunks.shape)
 
     def _mixes(self) -> bool:
         """Whether prompts may share the round with what decodes."""
@@ -239,7 +242,7 @@ class RoundEngine:
         self._preempt()
         return False
 
-    def _prefill(self, budget: int) -> Prefill:
+    def _prefill(self, budget: int) -> PromptChunks:
         """Go on with the prompt in progress, then admit from the queue, within a budget of tokens."""
         chunks = PromptChunks(budget)
         while chunks.left > 0:
@@ -252,7 +255,7 @@ class RoundEngine:
             if whole:
                 self._started.append(seq)
                 self._prefilled.append(seq.request)
-        return chunks.shape
+        return chunks
 
     def _admit(self, budget: int) -> Task | None:
         """The queue's head, if there are seats and memory for it (and budget, where prompts are not chunked)."""
