@@ -1,5 +1,8 @@
 """Times of every kind of pass of the decoder, over a grid of shapes.
 
+A pass ends with what an engine needs of it: a denoise pass commits and a decode pass chooses its tokens, both on the
+host.
+
 Repetitions are interleaved: each goes over all points before the next begins, so that a disturbance is spread over many
 points instead of spoiling one. A point that does not fit into memory is skipped and noted.
 """
@@ -10,6 +13,7 @@ from typing import Any
 
 import torch
 
+from calibrate.generate import GREEDY, Blocks
 from calibrate.graphs import Passes
 from calibrate.journal import Journal
 from calibrate.machine import Stopwatch, free_bytes
@@ -61,24 +65,27 @@ class Bench:
         assert passes is not None
         rows, size = torch.arange(point.sequences, device=model.device), model.config.block_size
         if point.kind == "denoise":
-            ids = self._ids(point.sequences, point.block_size)
-            masked = torch.full((point.sequences,), 0.5)
-            return lambda: passes.denoise(ids, rows, masked)
+            blocks = Blocks(model, point.sequences, 0.5, size, point.block_size)
+            blocks.ids[:] = self._ids(point.sequences, point.block_size)
+            return lambda: [column.tolist() for column in blocks.denoise(rows, passes, GREEDY)]
         if point.kind == "extend":
             ids = self._ids(point.sequences, point.block_size)
             return lambda: passes.extend(ids, rows)
         if point.kind == "decode":
             latest = self._ids(point.sequences, 1)[:, 0]
-            return lambda: passes.decode(latest, rows)
+            return lambda: GREEDY.choose(passes.decode(latest, rows))[0].tolist()
         if point.kind == "transfer":
             segment = Segment(rows, self._ids(point.sequences, point.tokens))
             return lambda: caches.update([segment])
         if point.kind == "prefill":
             prompts = self._ids(point.sequences, point.tokens)
             return lambda: model.prefill(list(prompts), range(point.sequences), caches)
-        beside = Segment(rows, self._ids(point.sequences, size if point.kind == "extend+prefill" else 1))
-        prompt = Segment(rows[-1:] + 1, self._ids(1, point.tokens))
-        return lambda: model.context_pass([beside, prompt], caches)
+        extends = point.kind == "extend+prefill"
+        beside = Segment(rows, self._ids(point.sequences, size if extends else 1))
+        segments = [beside, Segment(rows[-1:] + 1, self._ids(1, point.tokens))]
+        if extends:
+            return lambda: model.context_pass(segments, caches)
+        return lambda: GREEDY.choose(model.last_logits(segments, caches))[0].tolist()
 
     def _ids(self, *shape: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self._seed)

@@ -171,17 +171,18 @@ class Calibration:
     def run(self, console: Console) -> Profile:
         """Measure, write the profile and return it."""
         settings = self.settings
-        journal = self._journal()
+        journal = self.journal()
         if len(journal):
             console.print(f"going on from {journal.path}: {len(journal):,} results are there")
-        model = self._loaded()
+        model = self.loaded()
         latency = self._latency(model, journal, console) if settings.only != "commits" else None
-        profile = self._profile(model, latency, self._commits(model, journal, console))
+        profile = self.profile(latency, self.commits(model, journal, console))
         save_profile(profile, settings.out)
         journal.remove()
         return profile
 
-    def _journal(self) -> Journal:
+    def journal(self) -> Journal:
+        """What was measured so far with these settings."""
         settings = self.settings
         if settings.fresh:
             settings.journal.unlink(missing_ok=True)
@@ -203,7 +204,8 @@ class Calibration:
             **{key: facts.get(key) for key in ("torch", "commit", "threads")},
         }
 
-    def _loaded(self) -> TwoTower:
+    def loaded(self) -> TwoTower:
+        """The model on its devices."""
         settings = self.settings
         if settings.weights == "random":
             model = checkpoint.random(
@@ -220,11 +222,13 @@ class Calibration:
 
     def _latency(self, model: TwoTower, journal: Journal, console: Console) -> MeasuredLatency:
         settings = self.settings
-        bench = Bench(model, self.shapes.at_context, settings.seed, settings.graphs)
-        survey = Survey(bench, self.shapes, Sizes.of(self.config, self.dtype), settings.repetitions, journal, console)
-        return survey.run(settings.refine, settings.tolerance)
+        return self.survey(model, settings.repetitions, journal, console).run(settings.refine, settings.tolerance)
 
-    def _commits(self, model: TwoTower, journal: Journal, console: Console) -> dict[str, Any]:
+    def survey(self, model: TwoTower, repetitions: int, journal: Journal, console: Console) -> Survey:
+        bench = Bench(model, self.shapes.at_context, self.settings.seed, self.settings.graphs)
+        return Survey(bench, self.shapes, Sizes.of(self.config, self.dtype), repetitions, journal, console)
+
+    def commits(self, model: TwoTower, journal: Journal, console: Console) -> dict[str, Any]:
         """The sections of a profile that tell of commits; none where there are no prompts."""
         if not self.prompts:
             return {}
@@ -246,7 +250,8 @@ class Calibration:
         given = self.settings.tasks or self.settings.prompts
         return given.name if given else "bundled prompts"
 
-    def _profile(self, model: TwoTower, latency: MeasuredLatency | None, commits: dict[str, Any]) -> Profile:
+    def profile(self, latency: MeasuredLatency | None, commits: dict[str, Any]) -> Profile:
+        """Everything that was measured, and what of."""
         device = self._device_facts()
         return Profile(
             provenance=Provenance(

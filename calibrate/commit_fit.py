@@ -5,8 +5,8 @@ totals of prompts, where their steps are not known, by the means (with their sta
 configuration.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import log
 
@@ -19,6 +19,10 @@ from twotower_sim.profile import CommitClass, CommitFigures
 PARAMETERS = ("gamma", "committed", "steps", "steps_committed", "block", "block_sd", "concentration")
 START_MEAN, START_LOG_SD, START_SHARED = -3.4, 0.0, [0.8, 0.7, 1.8, -9.0, 1.7, 0.2, 0.0]
 """Where the search begins; of the PARAMETERS, the last two as logarithms."""
+DIFFERENCE, LEAST_CURVATURE = (
+    1e-3,
+    0.5,
+)  # of the loss near its minimum; flatter directions are searched as if that steep
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Configuration:
     steps_per_block: int
     blocks: int
     steps: np.ndarray
+    prompts: frozenset[str] = frozenset()  # their names, where they are known
 
     def __str__(self) -> str:
         return f"{self.class_} gamma {self.gamma:g} T {self.steps_per_block}"
@@ -43,6 +48,12 @@ class Prompt:
     gamma: float
     steps_per_block: int
     blocks: list[list[int]]
+    name: str = ""
+
+    def counted_in(self, at: Configuration) -> bool:
+        """Whether a configuration's totals hold this prompt's."""
+        point = at.class_, at.gamma, at.steps_per_block
+        return self.name in at.prompts and (self.class_, self.gamma, self.steps_per_block) == point
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,14 @@ class Observations:
     def points(self, class_: str) -> list[tuple[float, int]]:
         """Operating points at which a class was observed."""
         return sorted({(at.gamma, at.steps_per_block) for at in self._all if at.class_ == class_})
+
+    def without(self, at: Configuration) -> "Observations":
+        """All but a configuration, the step sizes of its own prompts included."""
+        return replace(
+            self,
+            configurations=[other for other in self.configurations if other is not at],
+            prompts=[prompt for prompt in self.prompts if not prompt.counted_in(at)],
+        )
 
     def totals(self) -> list[Configuration]:
         """The configurations, and those that the prompts add up to."""
@@ -160,12 +179,41 @@ def _ahead(table: np.ndarray, block_size: int) -> np.ndarray:
     return steps_ahead(table)[0, :, block_size]
 
 
-def fit(seen: Observations, start: np.ndarray | None = None) -> np.ndarray:
+def fit(seen: Observations, start: np.ndarray | None = None, axes: np.ndarray | None = None) -> np.ndarray:
+    """The parameters of least loss; the search goes from ``start`` along ``axes`` (n, n), columns."""
     count = len(seen.blocks_of)
     if start is None:
         start = np.array([START_MEAN] * count + [START_LOG_SD] * count + START_SHARED)
-    arguments = seen, Likelihood(seen)
-    return minimize(loss, start, args=arguments, method="L-BFGS-B", options={"maxiter": 200}).x
+    axes = np.eye(len(start)) if axes is None else axes
+    likelihood = Likelihood(seen)
+
+    def moved(along: np.ndarray) -> float:
+        return loss(start + axes @ along, seen, likelihood)
+
+    found = minimize(moved, np.zeros(len(start)), method="L-BFGS-B", options={"maxiter": 200})
+    return start + axes @ found.x
+
+
+def even_axes(x: np.ndarray, seen: Observations) -> np.ndarray:
+    """Steps (n, n), columns, along which the loss rises alike from its minimum ``x``: a search for a minimum close by
+    takes a third of the evaluations in them."""
+    likelihood, step = Likelihood(seen), np.diag(DIFFERENCE * np.maximum(1, np.abs(x)))
+    here, ahead = loss(x, seen, likelihood), [loss(x + move, seen, likelihood) for move in step]
+    hessian = np.zeros(step.shape)
+    for i in range(len(x)):
+        for j in range(i + 1):
+            bent = loss(x + step[i] + step[j], seen, likelihood) - ahead[i] - ahead[j] + here
+            hessian[i, j] = hessian[j, i] = bent / (step[i, i] * step[j, j])
+    curvature, directions = np.linalg.eigh(hessian)
+    return directions / np.sqrt(np.maximum(curvature, LEAST_CURVATURE))
+
+
+def leave_one_out(seen: Observations, x: np.ndarray) -> Iterator[tuple[Configuration, Figures]]:
+    """Each configuration and the law fitted without it, from the fit ``x`` to all. A class that was measured at one
+    operating point only has nothing left to be fitted to but the step sizes of other prompts."""
+    axes = even_axes(x, seen)
+    for at in seen.configurations:
+        yield at, figures(fit(seen.without(at), x, axes), seen.blocks_of)
 
 
 def errors(law: Figures, configurations: Iterable[Configuration], block_size: int) -> dict[str, float]:

@@ -49,15 +49,22 @@ GREEDY = Sampling()
 class Blocks:
     """The blocks that a batch of sequences has under work; the decoding rule of arXiv 2606.26493."""
 
-    def __init__(self, model: TwoTower, sequences: int, gamma: float, steps_per_block: int) -> None:
+    def __init__(
+        self, model: TwoTower, sequences: int, gamma: float, steps_per_block: int, block_size: int | None = None
+    ) -> None:
+        """``block_size`` None: the model's."""
         config, device = model.config, model.denoiser_device
-        self._mask, self._gamma, self._steps = config.mask_token_id, gamma, steps_per_block
-        self.ids = torch.full((sequences, config.block_size), self._mask, device=device)
+        self._mask, self._steps = config.mask_token_id, steps_per_block
+        self.ids = torch.full((sequences, block_size or config.block_size), self._mask, device=device)
         self._step = torch.zeros(sequences, dtype=torch.int64, device=device)
+        self._gamma = torch.full((sequences,), gamma, device=device)
 
-    def start(self, rows: Tensor) -> None:
+    def start(self, rows: Tensor, gammas: Sequence[float] | None = None) -> None:
+        """Blocks of masks; ``gammas`` (B,) None: as before."""
         self.ids[rows] = self._mask
         self._step[rows] = 0
+        if gammas is not None:
+            self._gamma[rows] = torch.tensor(gammas, device=self.ids.device)
 
     def denoise(self, rows: Tensor, passes: Passes, sampling: Sampling) -> tuple[Tensor, Tensor]:
         """One step of the blocks of ``rows`` (B,): how many positions each committed, and whether it is done (B,)."""
@@ -65,8 +72,8 @@ class Blocks:
         masked = (ids == self._mask).sum(-1)
         logits = passes.denoise(ids, rows, masked / ids.shape[1])
         tokens, sure = sampling.choose(logits.flatten(0, 1), banned=self._mask)
-        steps_left = self._steps - self._step[rows]
-        committed = commit(ids, tokens.view_as(ids), sure.view_as(ids), self._gamma, steps_left, self._mask)
+        steps_left = (self._steps - self._step[rows]).clamp(min=1)  # a block that is done may be taken along
+        committed = commit(ids, tokens.view_as(ids), sure.view_as(ids), self._gamma[rows], steps_left, self._mask)
         self.ids[rows] = ids
         self._step[rows] += 1
         return committed, committed == masked

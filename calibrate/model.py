@@ -438,6 +438,10 @@ class TwoTower(nn.Module):
         segments = [
             Segment(torch.tensor([row], device=self.device), ids[None]) for row, ids in zip(rows, prompts, strict=True)
         ]
+        return self.last_logits(segments, caches)
+
+    def last_logits(self, segments: Sequence[Segment], caches: "TowerCaches") -> Tensor:
+        """Append ``segments`` to the cache; logits (B, V) of the last position of every sequence in turn."""
         hidden = self.context_pass(segments, caches)
         caches.update(segments)
         return self.context_lm_head(torch.cat([h[:, -1] for h in hidden]))

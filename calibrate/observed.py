@@ -10,12 +10,20 @@ the error of its predicted mean NFE.
 import argparse
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from calibrate.commit_fit import Configuration, Observations, Prompt, commit_figures, errors, figures, fit
+from calibrate.commit_fit import (
+    Configuration,
+    Observations,
+    Prompt,
+    commit_figures,
+    errors,
+    figures,
+    fit,
+    leave_one_out,
+)
 from twotower_sim.profile import Profile, Provenance, RoutingFigures, save_profile
 
 SETS = {"mixed prompts": "mixed", "math": "math", "code block sweep": "code"}
@@ -26,28 +34,20 @@ START = np.array([-4.0, -2.6, -3.1, 0.3, -0.2, 0.2, 0.8, 0.7, 1.8, -9.0, 1.7, 0.
 
 def read(folder: Path) -> Observations:
     rows = [row for row in csv.DictReader((folder / "h100_nfe.csv").open()) if row["mode"] == "diff"]
-    groups: dict[tuple[str, float, int, int], list[float]] = {}
+    groups: dict[tuple[str, float, int, int], dict[str, float]] = {}
     for row in rows:
         blocks = int(row["new_tokens"]) // int(row["block_size"])
         key = (SETS[row["set"]], float(row["gamma"]), int(row["steps_per_block"]), blocks)
-        groups.setdefault(key, []).append(int(row["nfe"]) / blocks)
-    configurations = [Configuration(*at, np.array(steps)) for at, steps in sorted(groups.items())]
+        groups.setdefault(key, {})[row["prompt_id"]] = int(row["nfe"]) / blocks
+    configurations = [
+        Configuration(*at, np.array(list(steps.values())), frozenset(steps)) for at, steps in sorted(groups.items())
+    ]
     prompts = []
     for line in (folder / "h100_block_commits.jsonl").read_text().splitlines():
         row = json.loads(line)
         class_ = "code" if "code" in row["domain"] else "math"
-        prompts.append(Prompt(class_, row["gamma"], row["steps_per_block"], row["commits_per_pass"]))
+        prompts.append(Prompt(class_, row["gamma"], row["steps_per_block"], row["commits_per_pass"], row["prompt_id"]))
     return Observations(BLOCKS_OF, BLOCK_SIZE, prompts, configurations, alike=[("code", "math")])
-
-
-def leave_one_out(seen: Observations, start: np.ndarray) -> dict[str, float]:
-    """Errors with the configuration left out of the fit. A class measured at one operating point only has nothing left
-    to be fitted to but its step sizes."""
-    out: dict[str, float] = {}
-    for left in seen.configurations:
-        rest = replace(seen, configurations=[at for at in seen.configurations if at is not left])
-        out |= errors(figures(fit(rest, start), seen.blocks_of), [left], seen.block_size)
-    return out
 
 
 def profile(x: np.ndarray, seen: Observations, folder: Path) -> Profile:
@@ -85,7 +85,9 @@ def main() -> None:
     seen = read(options.observed)
     x = fit(seen, START)
     save_profile(profile(x, seen, options.observed), options.profile)
-    left_out = leave_one_out(seen, x) if options.leave_one_out else {}
+    left_out: dict[str, float] = {}
+    for left, law in leave_one_out(seen, x) if options.leave_one_out else ():
+        left_out |= errors(law, [left], seen.block_size)
     for at, error in errors(figures(x, seen.blocks_of), seen.configurations, seen.block_size).items():
         print(f"{at:28} NFE error {error:+6.1%}", f"left out {left_out[at]:+6.1%}" if left_out else "")
 

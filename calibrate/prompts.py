@@ -1,7 +1,9 @@
 """Prompts to generate on, and tasks to score: JSONL with ``prompt``, a ``class`` and, for a task, its ``answer``."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twotower_sim.errors import InputError
@@ -38,3 +40,14 @@ def read_prompts(path: Path, answers: bool = False) -> list[Prompt]:
     if not prompts:
         raise InputError(f"{path}: holds no prompts")
     return prompts
+
+
+def of_lengths(texts: Iterator[list[int]], lengths: Iterable[int]) -> list[torch.Tensor]:
+    """Prompts of so many tokens, int64 (T,): the start of the next text each, and more texts where one is too short."""
+    out = []
+    for length in lengths:
+        ids = next(texts)
+        while len(ids) < length:
+            ids = ids + next(texts)
+        out.append(torch.tensor(ids[:length]))
+    return out

@@ -29,6 +29,12 @@ class Survey:
         self._samples: Samples = {}
         self._skipped: Skipped = {}
 
+    def sample(self) -> None:
+        """Sample every point and those held out between them, for a ``run`` to come that refines nothing."""
+        axes = self._shapes.axes(self._bench.model.split)
+        self._reference("first")
+        self._measure([*points(axes), *GridOf(axes, self._samples, self._shapes).held_out()], "passes")
+
     def run(self, refine: int, tolerance: float) -> MeasuredLatency:
         """``refine`` times, points that are off by more than ``tolerance`` join the grid."""
         axes = self._shapes.axes(self._bench.model.split)

@@ -241,8 +241,13 @@ def _fast_engine(run: Run, index: int, fleet: Fleet, on_finish, observe: Observe
 
 def _round_engine(run: Run, index: int, fleet: Fleet, on_finish, observe: Observer | None) -> RoundEngine:
     cache = _cache(run, run.memory.kv_blocks, run.memory.state_slots)
+    return round_engine(run, index, _decoder(run), cache, on_finish, observe)
+
+
+def round_engine(run: Run, index: int, decoder: Passes, cache: Cache, on_finish, observe: Observer | None):
+    """The engine of a replica under the scenario's rules, whatever decodes."""
     return RoundEngine(
-        index, run.latency, _decoder(run), _limits(run), _queue(run), cache, run.records, on_finish, observe
+        index, run.latency, decoder, _limits(run), _queue(run), cache, run.records, on_finish, observe
     )  # fmt: skip
 
 

@@ -154,14 +154,18 @@ def _ended(text: str) -> np.ndarray:
     return np.append(np.frombuffer(text.encode(), np.uint8).astype(np.uint16) + SPECIAL, np.uint16(EOS))
 
 
+def texts(held_out: Corpus, seed: int) -> dict[str, Iterator[str]]:
+    """Texts of both classes without end, of at least a prompt and its reference."""
+    random = Random(seed)
+    return {"template": templates(held_out.words, random), "code": _excerpts(held_out.sources, random)}
+
+
 def prompts(held_out: Corpus, seed: int) -> list[dict[str, str]]:
     """Prompts of both classes with their true continuations, all of them ASCII; the next two lines of a template, which
     are determined, are its answer."""
-    random = Random(seed)
-    starts = {"template": templates(held_out.words, random), "code": _excerpts(held_out.sources, random)}
     out = []
-    for class_, texts in starts.items():
-        for text in islice(texts, PROMPTS_PER_CLASS):
+    for class_, of_class in texts(held_out, seed).items():
+        for text in islice(of_class, PROMPTS_PER_CLASS):
             reference = text[PROMPT_BYTES:][:REFERENCE_BYTES]
             row = {"class": class_, "prompt": text[:PROMPT_BYTES], "reference": reference}
             if class_ == "template":
