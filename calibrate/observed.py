@@ -33,7 +33,7 @@ START = np.array([-4.0, -2.6, -3.1, 0.3, -0.2, 0.2, 0.8, 0.7, 1.8, -9.0, 1.7, 0.
 
 
 def read(folder: Path) -> Observations:
-    rows = [row for row in csv.DictReader((folder / "h100_nfe.csv").open()) if row["mode"] == "diff"]
+    rows = [row for row in csv.DictReader((folder / "h100_nfe.csv").open()) if row["block_size"] == str(BLOCK_SIZE)]
     groups: dict[tuple[str, float, int, int], dict[str, float]] = {}
     for row in rows:
         blocks = int(row["new_tokens"]) // int(row["block_size"])

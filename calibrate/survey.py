@@ -29,12 +29,6 @@ class Survey:
         self._samples: Samples = {}
         self._skipped: Skipped = {}
 
-    def sample(self) -> None:
-        """Sample every point and those held out between them, for a ``run`` to come that refines nothing."""
-        axes = self._shapes.axes(self._bench.model.split)
-        self._reference("first")
-        self._measure([*points(axes), *GridOf(axes, self._samples, self._shapes).held_out()], "passes")
-
     def run(self, refine: int, tolerance: float) -> MeasuredLatency:
         """``refine`` times, points that are off by more than ``tolerance`` join the grid."""
         axes = self._shapes.axes(self._bench.model.split)
@@ -66,11 +60,12 @@ class Survey:
         """Median and relative spread of the smallest denoise pass, at the start and at the end."""
         shapes = self._shapes
         point = Point("denoise", (shapes.block_sizes[0], shapes.sequences[0], shapes.context[0]))
-        samples = self._journal.get("drift", when)
+        key = ("drift", when) if when == "first" else ("drift", when, self._repetitions)
+        samples = self._journal.get(*key)
         if samples is None:
             self._bench.room([point])
             samples = [self._bench.time(point) for _ in range(WARM_UP + self._repetitions)][WARM_UP:]
-            self._journal.add(samples, "drift", when)
+            self._journal.add(samples, *key)
         p20, p80 = np.quantile(samples, (0.2, 0.8))
         median = statistics.median(samples)
         return median, float((p80 - p20) / median)

@@ -1,55 +1,207 @@
 """Predict real runs, run them, and say how far the predictions were off: the composition root of ``validate``.
 
 Every repetition samples the passes of the model once more and then runs every scenario on the real engine, so that the
-profile and the runs see the same machine. The simulator then predicts each run three times: with the commits that the
-profile's law expects, with those that were recorded, and with the recorded durations of rounds as well.
+profile and the runs see the same machine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from heapq import heapify, heappush
-from typing import Any, NamedTuple
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from rich.console import Console
 
+from calibrate.calibration import BUNDLED, Calibration, Settings
 from calibrate.model import TwoTower
+from calibrate.prompts import of_lengths, read_prompts
 from calibrate.serving import Arrivals, Served, ServedBlocks, ServedTokens, Slots, Written, serve
+from calibrate.survey import progress
+from calibrate.tiny import FOLDER as TINY
+from calibrate.tiny import corpus
+from calibrate.tokens import tokenizer_of
 from twotower_sim import scenario as ask
+from twotower_sim.errors import InputError
+from twotower_sim.fidelity import RealRun, Validated, outcome, validated
+from twotower_sim.luck import PUBLISHED, luck_of
 from twotower_sim.policy import POLICIES
-from twotower_sim.recorded import RoundLog
+from twotower_sim.profile import save_profile
 from twotower_sim.records import Records
 from twotower_sim.replica import Round
 from twotower_sim.rounds import Task
-from twotower_sim.simulation import Run, round_engine
+from twotower_sim.scenario import load_scenario
+from twotower_sim.simulation import Run, prepare, round_engine
+
+SAMPLES = 3
+"""Of every pass in a repetition."""
+DRAWS = 20
+"""Of the luck of all requests, whose mean is what a planner expects."""
+OTHER_TEXTS = 1
+"""Seed of the tiny model's texts; the prompts that its commits are fitted to were made with 0."""
+MOST_CONTEXTS = 5
 
 
-class Real(NamedTuple):
-    """A scenario as the real engine ran it; ``sizes``: of every commit, by request and block."""
+@dataclass(frozen=True)
+class Question:
+    """A scenario to validate."""
 
-    run: Run
-    rounds: list[Round]
-    log: list[RoundLog]
-    sizes: list[list[list[int]]]
+    path: Path
+    scenario: ask.Scenario
+
+    @property
+    def class_(self) -> str | None:
+        """Of its texts; None: any."""
+        commits = self.scenario.commits
+        return commits.class_ if isinstance(commits, ask.ProfileCommits) else None
+
+    def on(self, profile: Path, draw: int = 0) -> Run:
+        """The scenario prepared on a profile, with the luck of another draw of commits."""
+        latency = ask.ProfileLatency(kind="profile", path=str(profile.resolve()), extrapolate=True)
+        update: dict = {"latency": latency}
+        if isinstance(self.scenario.decoding, ask.TwoTower):
+            assert isinstance(self.scenario.commits, ask.ProfileCommits)
+            update["commits"] = self.scenario.commits.model_copy(update={"path": None})
+        scenario = self.scenario.model_copy(update=update)
+        run = prepare(scenario, self.path.parent)
+        if run.luck and draw:
+            assert isinstance(scenario.decoding, ask.TwoTower)
+            other = scenario.model_copy(update={"seed": (scenario.seed + draw) % (1 << 64)})
+            of = scenario.decoding, run.tower, self.path.parent, run.requests.output_tokens, run.classes
+            run.luck = luck_of(other, *of, [])[0]
+        return run
 
 
-def run_for_real(run: Run, model: TwoTower, prompts: list[torch.Tensor], finished: Callable[[int], Any]) -> Real:
+def ask_for(path: Path, overrides: list[str]) -> Question:
+    """Raises InputError for what the real engine does not do."""
+    scenario = load_scenario(path, overrides)
+    hardware, decoding = scenario.deployment, scenario.decoding
+    for key, found, known in (
+        ("decoding.kind", decoding.kind, ("two_tower", "autoregressive")),
+        ("deployment.replicas", hardware.replicas, (1,)),
+        ("deployment.tensor_parallel", max(hardware.degrees), (1,)),
+        ("deployment.placement.kind", "split" if scenario.split else "colocated", ("colocated",)),
+        ("memory.prefix_cache.kind", scenario.memory.prefix_cache.kind, ("none",)),
+    ):
+        if found not in known:
+            raise InputError(f"{path}: {key}: found {found}; the real engine does {' or '.join(map(str, known))}")
+    if isinstance(decoding, ask.TwoTower) and not isinstance(scenario.commits, ask.ProfileCommits):
+        raise InputError(
+            f"{path}: commits.kind: found {scenario.commits.kind}; expected profile: its class says which texts to run"
+        )
+    return Question(path, scenario)
+
+
+class Validation:
+    """Calibrates between the runs, unless ``profile`` is given."""
+
+    def __init__(
+        self, questions: list[Question], repetitions: int, profile: Path | None, model: str | None,
+        devices: str | None, prompts: Path | None,
+    ) -> None:  # fmt: skip
+        self._questions, self._repetitions, self._prompts = questions, repetitions, prompts
+        self._folder, self._calibrates = TemporaryDirectory(), profile is None
+        self.profile = profile or Path(self._folder.name) / "profile.json.gz"
+        self._calibration = Calibration(self._settings(model or _checkpoint_of(questions[0]), devices))
+
+    def _settings(self, model: str, devices: str | None) -> Settings:
+        """A calibration that covers what the scenarios can ask for."""
+        scenarios = [question.scenario for question in self._questions]
+        seats = max(scenario.scheduler.max_num_seqs for scenario in scenarios)
+        budget = max(scenario.scheduler.max_num_batched_tokens for scenario in scenarios)
+        blocks = [s.decoding for s in scenarios if isinstance(s.decoding, ask.TwoTower)]
+        return Settings(
+            model=model, out=self.profile, devices=devices, dtype=None, weights="checkpoint", skew=0.0, backend="own",
+            batch=_rising(1, seats), context=[0, *_rising(128, self._longest())], tokens=_rising(16, budget),
+            block_sizes=[], repetitions=SAMPLES * self._repetitions, refine=0, tolerance=0.0,
+            gammas=sorted({gamma for of in blocks for gamma in of.gammas}),
+            steps_per_block=sorted({of.steps_per_block for of in blocks}), new_tokens=None, decode_batch=16,
+            prompts=None, tasks=None, only=None if blocks else "latency", fresh=True, seed=0, graphs=True,
+        )  # fmt: skip
+
+    def _longest(self) -> int:
+        """Tokens of the longest sequence of any scenario."""
+        longest = 0
+        longest = 0
+        free = ask.AffineLatency.model_validate({"kind": "affine", "prefill": {}, "decode": {}})
+        update = {"latency": free, "decoding": ask.Autoregressive(kind="autoregressive")}
+        for question in self._questions:
+            requests = prepare(question.scenario.model_copy(update=update), question.path.parent).requests
+            longest = max(longest, int((requests.input_tokens + requests.output_tokens).max()))
+        return longest
+
+    def run(self, console: Console) -> list[Validated]:
+        """Sample and serve, repetition by repetition, then predict."""
+        model = self._calibration.loaded()
+        real: list[list[RealRun]] = [[] for _ in self._questions]
+        journal = self._calibration.journal()
+        commits = self._calibration.commits(model, journal, console) if self._calibrates else {}
+        for repetition in range(self._repetitions):
+            if self._calibrates:
+                survey = self._calibration.survey(model, SAMPLES * (repetition + 1), journal, console)
+                save_profile(self._calibration.profile(survey.run(0, 0.0), commits), self.profile)
+            for question, runs in zip(self._questions, real, strict=True):
+                runs.append(self._serve(question, model, console))
+        return [
+            validated(partial(question.on, self.profile), runs, DRAWS)
+            for question, runs in zip(self._questions, real, strict=True)
+        ]
+
+    def _serve(self, question: Question, model: TwoTower, console: Console) -> RealRun:
+        run = question.on(self.profile)
+        prompts = of_lengths(self._texts(question), run.requests.input_tokens.tolist())
+        with progress(console, len(run.requests), f"serving {question.scenario.name}") as done:
+            return serve_run(run, model, prompts, lambda request: done(1))
+
+    def _texts(self, question: Question) -> Iterator[list[int]]:
+        """Token ids of texts of the scenario's class, without end."""
+        calibration = self._calibration
+        folder, class_ = calibration.folder, question.class_
+        assert folder is not None
+        if self._prompts is None and folder == TINY:
+            texts = corpus.texts(corpus.split()[1], OTHER_TEXTS)
+        else:
+            rows = read_prompts(self._prompts or BUNDLED)
+            texts = {name: cycle([r.prompt for r in rows if r.class_ == name]) for name in {r.class_ for r in rows}}
+        name = class_ or min(texts)
+        if name not in texts:
+            raise InputError(
+                f"{question.path}: commits.class: found {name}; there are texts of {', '.join(sorted(texts))}"
+            )
+        tokenizer = tokenizer_of(folder, calibration.config)
+        return (tokenizer.encode(text) for text in texts[name])
+
+
+def _rising(first: int, last: int) -> list[int]:
+    """``first``, its doubles and ``last``."""
+    out = [first]
+    while 2 * out[-1] < last:
+        out.append(2 * out[-1])
+    return sorted({*out, max(first, last)})
+
+
+def _checkpoint_of(question: Question) -> str:
+    """The weights behind a scenario's model: beside its config, or published."""
+    model = question.scenario.model
+    if (config := question.path.parent / model).is_file():
+        return "tiny" if config.parent.resolve() == TINY.resolve() else str(config.parent)
+    return PUBLISHED.get(model, model)
+
+
+# ---------------------------------------------------------------------- the real run
+
+
+def serve_run(run: Run, model: TwoTower, prompts: list[torch.Tensor], finished: Callable[[int], None]) -> RealRun:
     """Serve the requests of a prepared scenario on this machine. ``prompts`` by request; ``finished`` hears of each."""
     scenario, requests = run.scenario, run.requests
-    scheduler, decoding = scenario.scheduler, scenario.decoding
     run.records, run.may_be_fast = Records(len(requests)), False
-    seats = min(scheduler.max_num_seqs, run.memory.state_slots)
+    seats = min(scenario.scheduler.max_num_seqs, run.memory.state_slots)
     slots = Slots(run.memory.kv_blocks, scenario.memory.kv_block_tokens, seats)
-    longest = int((requests.input_tokens + requests.output_tokens).max())
-    served = Served(model, slots, seats, longest, prompts)
-    written = Written([], model.config.block_size)
-    if run.luck:
-        assert isinstance(decoding, ask.TwoTower)
-        written = Written(requests.output_tokens.tolist(), decoding.block_size)
-        rules = POLICIES[scheduler.policy], scheduler.steps_per_round, scheduler.max_extends_per_round, run.luck.level
-        steps = decoding.steps_per_block
-        decoder = ServedBlocks(served, written, run.luck.gammas, steps, *rules, records=run.records)
-    else:
-        decoder = ServedTokens(scenario.memory.kv_block_tokens, served)
+    served = Served(model, slots, seats, int((requests.input_tokens + requests.output_tokens).max()), prompts)
+    decoder, written = _decoder(run, served)
     decoder.warm_up()
     arrivals, more = _arrivals(run)
     rounds: list[Round] = []
@@ -65,7 +217,20 @@ def run_for_real(run: Run, model: TwoTower, prompts: list[torch.Tensor], finishe
     engine = round_engine(run, 0, decoder, slots, on_finish, lambda index, round: rounds.append(round))
     run.engines = [engine]
     serve(engine, served, arrivals, arrive)
-    return Real(run, rounds, served.rounds, written.sizes)
+    return RealRun(outcome(run, rounds), served.rounds, written.sizes)
+
+
+def _decoder(run: Run, served: Served) -> tuple[ServedBlocks | ServedTokens, Written]:
+    scenario, decoding, luck = run.scenario, run.scenario.decoding, run.luck
+    if not luck:
+        return ServedTokens(scenario.memory.kv_block_tokens, served), Written([], 1)
+    assert isinstance(decoding, ask.TwoTower)
+    scheduler, written = scenario.scheduler, Written(run.requests.output_tokens.tolist(), decoding.block_size)
+    rules = POLICIES[scheduler.policy], scheduler.steps_per_round, scheduler.max_extends_per_round, luck.level
+    return (
+        ServedBlocks(served, written, luck.gammas, decoding.steps_per_block, *rules, records=run.records),
+        written,
+    )
 
 
 def _arrivals(run: Run) -> tuple[Arrivals, Callable[[int], None]]:

@@ -29,11 +29,6 @@ class RoundLog(NamedTuple):
     def shape(self) -> Shape:
         return self[2:7]
 
-    @property
-    def host_s(self) -> float:
-        """What is no pass."""
-        return (self.end_ns - self.start_ns) / 1e9 - self.denoiser_s - self.context_s
-
 
 class RecordedRounds:
     """A latency by which every round takes what the round of the same number took; ``strayed``: how many rounds had
