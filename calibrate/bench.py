@@ -18,7 +18,7 @@ from calibrate.graphs import Passes
 from calibrate.journal import Journal
 from calibrate.machine import Stopwatch, free_bytes
 from calibrate.model import Segment, TowerCaches, TwoTower
-from calibrate.shapes import Point, Sizes, cache_bytes, context_of, new_tokens
+from calibrate.shapes import Point, Sizes, cache_bytes, context_of, contexts_of, new_tokens
 
 Samples = dict[Point, list[float]]
 Skipped = dict[Point, str]
@@ -38,7 +38,7 @@ class Bench:
     def room(self, points: list[Point]) -> None:
         """A cache that holds any of ``points``."""
         size = self.model.config.block_size
-        tokens = max(context_of(p, self.at_context) + 2 * new_tokens(p, size) for p in points)
+        tokens = max(contexts_of(p, self.at_context)[-1] + 2 * new_tokens(p, size) for p in points)
         self.release()
         self._caches = self.model.cache(max(p.sequences for p in points) + 1, tokens)
         self._passes = Passes(self.model, self._caches, self._graphs)
@@ -57,6 +57,7 @@ class Bench:
         assert self._caches is not None
         for cache in (self._caches.context, self._caches.denoiser):
             cache.lengths.fill_(context_of(point, self.at_context))
+            cache.lengths[: point.sequences] = torch.tensor(contexts_of(point, self.at_context), device=cache.device)
         return self.watch(self._work(point))
 
     def _work(self, point: Point) -> Callable[[], Any]:

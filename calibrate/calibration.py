@@ -13,13 +13,14 @@ from calibrate import checkpoint, machine
 from calibrate.bench import Bench
 from calibrate.commits import Decoding, decode_prompts, fitted, quality, records
 from calibrate.estimate import Estimate
+from calibrate.in_situ import Logs, engine_figures, loops
 from calibrate.journal import Journal
 from calibrate.model import Config, TwoTower
 from calibrate.prompts import Prompt, read_prompts
 from calibrate.shapes import Shapes, Sizes
 from calibrate.survey import Survey, progress
 from calibrate.tiny import FOLDER as TINY
-from calibrate.tokens import tokenizer_of
+from calibrate.tokens import Tokenizer, tokenizer_of
 from twotower_sim.errors import InputError
 from twotower_sim.gpu import load_gpu
 from twotower_sim.preset import preset_path
@@ -141,6 +142,12 @@ class Calibration:
             asked.decode_batch,
         )
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's. Raises InputError where it has none."""
+        assert self.folder is not None
+        return tokenizer_of(self.folder, self.config)
+
     # ------------------------------------------------------------------ estimate
 
     def estimate(self) -> list[str]:
@@ -222,21 +229,35 @@ class Calibration:
 
     def _latency(self, model: TwoTower, journal: Journal, console: Console) -> MeasuredLatency:
         settings = self.settings
-        return self.survey(model, settings.repetitions, journal, console).run(settings.refine, settings.tolerance)
+        latency = self.survey(model, settings.repetitions, journal, console).run(settings.refine, settings.tolerance)
+        return self.with_engine(latency, self.engine_logs(model)) if not self.split else latency
 
     def survey(self, model: TwoTower, repetitions: int, journal: Journal, console: Console) -> Survey:
         bench = Bench(model, self.shapes.at_context, self.settings.seed, self.settings.graphs)
         return Survey(bench, self.shapes, Sizes.of(self.config, self.dtype), repetitions, journal, console)
 
+    def engine_logs(self, model: TwoTower) -> Logs:
+        """Rounds of the serving engine in closed loops."""
+        texts = [torch.tensor(self.tokenizer.encode(prompt.prompt)) for prompt in self.prompts]
+        gamma = self.decoding.gammas[len(self.decoding.gammas) // 2]
+        return loops(model, self.shapes, gamma, texts or [self._noise()], self.settings.graphs)
+
+    def with_engine(self, latency: MeasuredLatency, logs: Logs) -> MeasuredLatency:
+        """The section with what passes take inside the engine."""
+        return latency.model_copy(update={"engine": engine_figures(latency, logs, self.config.block_size)})
+
+    def _noise(self) -> torch.Tensor:
+        """A text for a model without prompts."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        return torch.randint(self.config.mask_token_id + 1, self.config.vocab_size, (4096,), generator=generator)
+
     def commits(self, model: TwoTower, journal: Journal, console: Console) -> dict[str, Any]:
         """The sections of a profile that tell of commits; none where there are no prompts."""
         if not self.prompts:
             return {}
-        assert self.folder is not None
-        tokenizer = tokenizer_of(self.folder, self.config)
         total = len(self.prompts) * len(list(self.decoding.modes()))
         with progress(console, total, "generating") as done:
-            decoded, routing = decode_prompts(model, tokenizer, self.prompts, self.decoding, journal, done)
+            decoded, routing = decode_prompts(model, self.tokenizer, self.prompts, self.decoding, journal, done)
         found = records(decoded, self.prompts)
         return {
             "commit_records": found,

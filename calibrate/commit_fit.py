@@ -19,10 +19,9 @@ from twotower_sim.profile import CommitClass, CommitFigures
 PARAMETERS = ("gamma", "committed", "steps", "steps_committed", "block", "block_sd", "concentration")
 START_MEAN, START_LOG_SD, START_SHARED = -3.4, 0.0, [0.8, 0.7, 1.8, -9.0, 1.7, 0.2, 0.0]
 """Where the search begins; of the PARAMETERS, the last two as logarithms."""
-DIFFERENCE, LEAST_CURVATURE = (
-    1e-3,
-    0.5,
-)  # of the loss near its minimum; flatter directions are searched as if that steep
+ENOUGH = 1e-6  # of a loss of some 250: 2.5e-4 in a logarithm of likelihood
+DIFFERENCE, LEAST_CURVATURE = 1e-3, 0.5
+"""Steps in which the loss's curvature is taken, and what flatter directions are taken to have."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,11 @@ def _ahead(table: np.ndarray, block_size: int) -> np.ndarray:
     return steps_ahead(table)[0, :, block_size]
 
 
-def fit(seen: Observations, start: np.ndarray | None = None, axes: np.ndarray | None = None) -> np.ndarray:
-    """The parameters of least loss; the search goes from ``start`` along ``axes`` (n, n), columns."""
+def fit(
+    seen: Observations, start: np.ndarray | None = None, axes: np.ndarray | None = None, tolerance: float = 2e-9
+) -> np.ndarray:
+    """The parameters of least loss; the search goes from ``start`` along ``axes`` (n, n), columns, until a turn lowers
+    the loss by no more than ``tolerance`` of it."""
     count = len(seen.blocks_of)
     if start is None:
         start = np.array([START_MEAN] * count + [START_LOG_SD] * count + START_SHARED)
@@ -190,7 +192,8 @@ def fit(seen: Observations, start: np.ndarray | None = None, axes: np.ndarray | 
     def moved(along: np.ndarray) -> float:
         return loss(start + axes @ along, seen, likelihood)
 
-    found = minimize(moved, np.zeros(len(start)), method="L-BFGS-B", options={"maxiter": 200})
+    here = np.zeros(len(start))
+    found = minimize(moved, here, method="L-BFGS-B", options={"maxiter": 200, "ftol": tolerance})
     return start + axes @ found.x
 
 
@@ -213,7 +216,7 @@ def leave_one_out(seen: Observations, x: np.ndarray) -> Iterator[tuple[Configura
     operating point only has nothing left to be fitted to but the step sizes of other prompts."""
     axes = even_axes(x, seen)
     for at in seen.configurations:
-        yield at, figures(fit(seen.without(at), x, axes), seen.blocks_of)
+        yield at, figures(fit(seen.without(at), x, axes, ENOUGH), seen.blocks_of)
 
 
 def errors(law: Figures, configurations: Iterable[Configuration], block_size: int) -> dict[str, float]:
@@ -230,7 +233,8 @@ def commit_figures(x: np.ndarray, seen: Observations) -> CommitFigures:
     law = figures(x, seen.blocks_of)
     tables = {steps: law.commit_tables(seen.block_size, steps) for steps in seen.steps}
     forwards = sum(len(sizes) for prompt in seen.prompts for sizes in prompt.blocks)
-    told = {f"log-likelihood of {forwards} steps": round(Likelihood(seen)(law, tables), 2)}
+    alone = "".join(f" of {name}" for name in seen.blocks_of if len(seen.blocks_of) == 1)
+    told = {f"log-likelihood of {forwards} steps{alone}": round(Likelihood(seen)(law, tables), 2)}
     told |= {f"NFE error, {key}": round(v, 4) for key, v in errors(law, seen.totals(), seen.block_size).items()}
     classes = {
         name: CommitClass(mean=round(of.mean, 4), sd=round(of.sd, 4), blocks=of.blocks, points=seen.points(name))
@@ -238,3 +242,14 @@ def commit_figures(x: np.ndarray, seen: Observations) -> CommitFigures:
     }
     parameters = {name: round(getattr(law, name), 4) for name in PARAMETERS}
     return CommitFigures(block_size=seen.block_size, classes=classes, fit=told, **parameters)
+
+
+def together(alone: Sequence[CommitFigures]) -> CommitFigures:
+    """Laws of different classes as one: the first's parameters are shared, other classes have their own."""
+    first = alone[0]
+    classes, told = dict(first.classes), dict(first.fit)
+    for law in alone[1:]:
+        own = {name: getattr(law, name) for name in PARAMETERS if getattr(law, name) != getattr(first, name)}
+        classes |= {name: of.model_copy(update={"own": own}) for name, of in law.classes.items()}
+        told |= law.fit
+    return first.model_copy(update={"classes": classes, "fit": told})

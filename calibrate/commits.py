@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibrate.commit_fit import Observations, commit_figures, fit
+from calibrate.commit_fit import Observations, commit_figures, fit, together
 from calibrate.commit_fit import Prompt as Fitted
 from calibrate.generate import Generated, autoregressive, two_tower
 from calibrate.journal import Journal
@@ -225,10 +225,11 @@ def _figures(rows: list[Decoded], prompts: Sequence[Prompt], class_: str) -> tup
 
 
 def fitted(found: list[CommitRecord], block_size: int) -> CommitFigures:
-    """The commit law of what was recorded. Blocks that EOS may have cut short of others count like any."""
-    blocks_of: dict[str, int] = {}
-    for record in found:
-        blocks_of[record.class_] = max(blocks_of.get(record.class_, 1), len(record.blocks))
-    prompts = [Fitted(r.class_, r.gamma, r.steps_per_block, r.blocks) for r in found]
-    seen = Observations(dict(sorted(blocks_of.items())), block_size, prompts)
-    return commit_figures(fit(seen), seen)
+    """The commit law of what was recorded, fitted to each class by itself: classes differ in more than difficulty.
+    Blocks that EOS may have cut short of others count like any."""
+    alone = []
+    for class_ in sorted({record.class_ for record in found}):
+        prompts = [Fitted(r.class_, r.gamma, r.steps_per_block, r.blocks) for r in found if r.class_ == class_]
+        seen = Observations({class_: max(len(prompt.blocks) for prompt in prompts)}, block_size, prompts)
+        alone.append(commit_figures(fit(seen), seen))
+    return together(alone)

@@ -59,8 +59,15 @@ def points(axes: dict[str, dict[str, list[int]]]) -> Iterator[Point]:
 
 
 def context_of(point: Point, at_context: int) -> int:
-    """Tokens that the sequences of a point have in the cache."""
+    """Tokens that the sequences of a point have in the cache, on average."""
     return point.context if "context" in AXES[point.kind] else at_context
+
+
+def contexts_of(point: Point, at_context: int) -> list[int]:
+    """Tokens that each sequence of a point has in the cache: spread evenly from 0 to twice their mean, as sequences of
+    a serving engine are; a single one has the mean."""
+    mean, n = context_of(point, at_context), point.sequences
+    return [mean * (2 * i + 1) // n for i in range(n)]
 
 
 def new_tokens(point: Point, block_size: int) -> int:
@@ -100,5 +107,5 @@ class Sizes:
 
 def cache_bytes(points: Sequence[Point], at_context: int, sizes: Sizes, block_size: int) -> int:
     """What one cache for any of ``points`` takes on each device."""
-    held = max(context_of(point, at_context) + 2 * new_tokens(point, block_size) for point in points)
+    held = max(contexts_of(point, at_context)[-1] + 2 * new_tokens(point, block_size) for point in points)
     return (max(point.sequences for point in points) + 1) * (sizes.state_bytes + held * sizes.token_bytes)

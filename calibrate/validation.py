@@ -4,6 +4,7 @@ Every repetition samples the passes of the model once more and then runs every s
 profile and the runs see the same machine.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,32 +18,42 @@ import torch
 from rich.console import Console
 
 from calibrate.calibration import BUNDLED, Calibration, Settings
+from calibrate.in_situ import Logs
 from calibrate.model import TwoTower
 from calibrate.prompts import of_lengths, read_prompts
 from calibrate.serving import Arrivals, Served, ServedBlocks, ServedTokens, Slots, Written, serve
 from calibrate.survey import progress
 from calibrate.tiny import FOLDER as TINY
 from calibrate.tiny import corpus
-from calibrate.tokens import tokenizer_of
 from twotower_sim import scenario as ask
 from twotower_sim.errors import InputError
 from twotower_sim.fidelity import RealRun, Validated, outcome, validated
 from twotower_sim.luck import PUBLISHED, luck_of
+from twotower_sim.pairs_plot import check_plot, plot_pairs
 from twotower_sim.policy import POLICIES
-from twotower_sim.profile import save_profile
+from twotower_sim.profile import load_profile, save_profile
 from twotower_sim.records import Records
 from twotower_sim.replica import Round
+from twotower_sim.result import all_or_nothing, write_json
 from twotower_sim.rounds import Task
 from twotower_sim.scenario import load_scenario
 from twotower_sim.simulation import Run, prepare, round_engine
+from twotower_sim.validation_report import (
+    Report,
+    as_json,
+    command_line,
+    markdown,
+    panels,
+    summary_lines,
+    write_runs,
+)
 
 SAMPLES = 3
 """Of every pass in a repetition."""
 DRAWS = 20
 """Of the luck of all requests, whose mean is what a planner expects."""
-OTHER_TEXTS = 1
-"""Seed of the tiny model's texts; the prompts that its commits are fitted to were made with 0."""
-MOST_CONTEXTS = 5
+TEXTS_TO_RUN, TEXTS_TO_FIT, PROMPTS_TO_FIT = 1, 2, 64
+"""Seeds of the tiny model's texts, and how many prompts of each class its commits are fitted to."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,30 @@ def ask_for(path: Path, overrides: list[str]) -> Question:
     return Question(path, scenario)
 
 
+def validate(
+    paths: list[Path], overrides: list[str], out: Path, repetitions: int, profile: Path | None, model: str | None,
+    devices: str | None, prompts: Path | None, goal: float, plot: Path | None,
+) -> None:  # fmt: skip
+    """Validate scenarios and write what was found to the folder ``out``, all at once. Raises InputError."""
+    if plot:
+        check_plot(plot)
+    validation = Validation([ask_for(path, overrides) for path in paths], repetitions, profile, model, devices, prompts)
+    with all_or_nothing() as stage:
+        names = "report.md", "fidelity.json", "profile.json.gz", "runs.json.gz"
+        report_file, data_file, profile_file, runs_file = (stage(out / name) for name in names)
+        picture = stage(plot) if plot else None
+        scenarios = validation.run(Console(stderr=True))
+        found = Report(scenarios, load_profile(str(validation.profile)), profile is None, goal, command_line())
+        report_file.write_text(markdown(found), encoding="utf-8")
+        write_json(data_file, as_json(found))
+        profile_file.write_bytes(validation.profile.read_bytes())
+        write_runs(found, runs_file)
+        if plot and picture:
+            plot_pairs(panels(found), picture, plot.suffix)
+    print("\n".join(summary_lines(found)))
+    print(f"Results     {out}/{', '.join(names)}" + (f"; {plot}" if plot else ""))
+
+
 class Validation:
     """Calibrates between the runs, unless ``profile`` is given."""
 
@@ -119,8 +154,18 @@ class Validation:
             block_sizes=[], repetitions=SAMPLES * self._repetitions, refine=0, tolerance=0.0,
             gammas=sorted({gamma for of in blocks for gamma in of.gammas}),
             steps_per_block=sorted({of.steps_per_block for of in blocks}), new_tokens=None, decode_batch=16,
-            prompts=None, tasks=None, only=None if blocks else "latency", fresh=True, seed=0, graphs=True,
+            prompts=self._prompts_to_fit(model), tasks=None, only=None if blocks else "latency", fresh=True, seed=0,
+            graphs=True,
         )  # fmt: skip
+
+    def _prompts_to_fit(self, model: str) -> Path | None:
+        """For the tiny model more prompts than are bundled; None: the bundled ones."""
+        if model != "tiny":
+            return None
+        file = Path(self._folder.name) / "prompts.jsonl"
+        rows = corpus.prompts(corpus.split()[1], TEXTS_TO_FIT, PROMPTS_TO_FIT)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return file
 
     def _longest(self) -> int:
         """Tokens of the longest sequence of any scenario."""
@@ -139,10 +184,14 @@ class Validation:
         real: list[list[RealRun]] = [[] for _ in self._questions]
         journal = self._calibration.journal()
         commits = self._calibration.commits(model, journal, console) if self._calibrates else {}
+        logs: Logs = {}
         for repetition in range(self._repetitions):
             if self._calibrates:
-                survey = self._calibration.survey(model, SAMPLES * (repetition + 1), journal, console)
-                save_profile(self._calibration.profile(survey.run(0, 0.0), commits), self.profile)
+                latency = self._calibration.survey(model, SAMPLES * (repetition + 1), journal, console).run(0, 0.0)
+                for kind, log in self._calibration.engine_logs(model).items():
+                    logs[kind] = logs.get(kind, []) + log
+                latency = self._calibration.with_engine(latency, logs)
+                save_profile(self._calibration.profile(latency, commits), self.profile)
             for question, runs in zip(self._questions, real, strict=True):
                 runs.append(self._serve(question, model, console))
         return [
@@ -162,7 +211,7 @@ class Validation:
         folder, class_ = calibration.folder, question.class_
         assert folder is not None
         if self._prompts is None and folder == TINY:
-            texts = corpus.texts(corpus.split()[1], OTHER_TEXTS)
+            texts = corpus.texts(corpus.split()[1], TEXTS_TO_RUN)
         else:
             rows = read_prompts(self._prompts or BUNDLED)
             texts = {name: cycle([r.prompt for r in rows if r.class_ == name]) for name in {r.class_ for r in rows}}
@@ -171,8 +220,7 @@ class Validation:
             raise InputError(
                 f"{question.path}: commits.class: found {name}; there are texts of {', '.join(sorted(texts))}"
             )
-        tokenizer = tokenizer_of(folder, calibration.config)
-        return (tokenizer.encode(text) for text in texts[name])
+        return (calibration.tokenizer.encode(text) for text in texts[name])
 
 
 def _rising(first: int, last: int) -> list[int]:
@@ -217,7 +265,7 @@ def serve_run(run: Run, model: TwoTower, prompts: list[torch.Tensor], finished: 
     engine = round_engine(run, 0, decoder, slots, on_finish, lambda index, round: rounds.append(round))
     run.engines = [engine]
     serve(engine, served, arrivals, arrive)
-    return RealRun(outcome(run, rounds), served.rounds, written.sizes)
+    return RealRun(outcome(run, rounds), served.rounds, written.sizes, run.records.units())
 
 
 def _decoder(run: Run, served: Served) -> tuple[ServedBlocks | ServedTokens, Written]:

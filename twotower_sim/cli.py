@@ -104,6 +104,56 @@ def merge(
     print(f"{out}: written")
 
 
+@app.command()
+def validate(
+    scenarios: Annotated[
+        list[Path] | None, typer.Argument(metavar="[SCENARIO]...", help="Scenarios to run for real on this machine.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Measurements of any engine: fit one part, predict the rest.")
+    ] = None,
+    set: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; out/validate-<name> if not given.")] = None,
+    repetitions: Annotated[int, typer.Option(min=2, help="Real runs of each scenario.")] = 5,
+    goal: Annotated[float, typer.Option(min=0, help="Largest error of a headline figure that is fine.")] = 0.12,
+    profile: Annotated[
+        Path | None, typer.Option(help="Predict from this profile; else calibrate between runs.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint to run; default: the scenario's model.")] = None,
+    devices: Annotated[str | None, typer.Option(help="cpu or cuda:0; default: the GPU, if there is one.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL of {class, prompt} to make prompts of.")] = None,
+    share: Annotated[float, typer.Option(min=0.05, max=0.95, help="With --log: part to fit.")] = 0.5,
+    plot: Annotated[Path | None, typer.Option(help="Also draw predicted against measured (.html, .png, .svg).")] = None,
+) -> None:
+    """Predict real runs, and say how far the predictions are off."""
+    try:
+        if log:
+            _validate_log(scenarios or [], log, set or [], out, share, plot)
+        elif not scenarios:
+            raise InputError("validate: nothing to validate; name a scenario, or measurements with --log")
+        else:
+            from calibrate.validation import validate as validate_here
+
+            out = out or Path("out") / f"validate-{scenarios[0].stem}"
+            validate_here(scenarios, set or [], out, repetitions, profile, model, devices, prompts, goal, plot)
+    except ModuleNotFoundError as error:
+        raise InputError(f"validate needs {error.name}: pip install 'twotower-sim[calibrate]'") from None
+    except KeyboardInterrupt:
+        print("Interrupted; earlier results are as they were.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _validate_log(
+    scenarios: list[Path], log: Path, overrides: list[str], out: Path | None, share: float, plot: Path | None
+) -> None:
+    from twotower_sim.log_report import validate_log
+
+    if len(scenarios) > 1:
+        raise InputError(f"validate --log: found {len(scenarios)} scenarios; expected one at most, that of the engine")
+    out = out or Path("out") / f"validate-{log.name.split('.')[0]}"
+    validate_log(log, scenarios[0] if scenarios else None, overrides, out, share, plot)
+
+
 PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 

@@ -17,11 +17,11 @@ Markov chain: the distribution of a block's steps is exact, and a run needs one 
 the commits, where someone asks for them, are drawn afterwards, conditional on the steps.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import erf, log
 from statistics import NormalDist
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,11 +37,13 @@ _phi = np.vectorize(lambda z: 0.5 * (1 + erf(z / 2**0.5)), otypes=[float])
 
 @dataclass(frozen=True)
 class Difficulty:
-    """A class of requests: how hard they are, how much they differ, how many block indices were measured."""
+    """A class of requests: how hard they are, how much they differ, how many block indices were measured, and what of
+    the law's other parameters is its own."""
 
     mean: float
     sd: float
     blocks: int
+    own: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Figures:
     block_sd: float
     concentration: float
     classes: dict[str, "Difficulty"]
+
+    def of(self, class_: str) -> "Figures":
+        """With the parameters that are a class's own."""
+        own: dict[str, Any] = dict(self.classes[class_].own)
+        return replace(self, **own)
 
     def level_means(self, class_: str, gamma: float, steps: int) -> np.ndarray:
         """Mean level by the request's difficulty and the block's index: (16, blocks)."""
@@ -130,6 +137,7 @@ class FittedCommits:
     """The law of the module's text at one operating point."""
 
     def __init__(self, figures: Figures, class_: str, gamma: float, block_size: int, steps_per_block: int) -> None:
+        figures = figures.of(class_)
         self.block_size = block_size
         self._blocks, self._steps = figures.classes[class_].blocks, steps_per_block
         self._tables = figures.commit_tables(block_size, steps_per_block)

@@ -39,11 +39,12 @@ class Outcome(NamedTuple):
 
 
 class RealRun(NamedTuple):
-    """A run of the real engine; ``sizes``: of every commit, by request and block (no blocks: empty)."""
+    """A run of the real engine."""
 
     outcome: Outcome
     log: list[RoundLog]
-    sizes: list[list[list[int]]]
+    sizes: list[list[list[int]]]  # of every commit, by request and block; no blocks: empty
+    units: np.ndarray  # of every block: see ``Records.units``
 
 
 def outcome(run: Run, rounds: Sequence[Round]) -> Outcome:

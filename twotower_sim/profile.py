@@ -8,8 +8,8 @@
   read again;
 - ``provenance_of``: the same for a section that is from elsewhere, as in a merged file;
 - ``device``: the device that was measured, as far as a GPU file describes one;
-- ``latency``: seconds of every kind of pass (``passes``), of the transfer between split towers (``transfer``), and how
-  far they can be trusted;
+- ``latency``: seconds of every kind of pass (``passes``), of the transfer between split towers (``transfer``), what
+  becomes of them inside an engine (``engine``), and how far they can be trusted;
 - ``commits``: the figures of the law in ``commits.py``, where each class was measured, and how well they fit;
 - ``commit_records``: what that law is fitted to, the sizes of the commits of every block;
 - ``quality``: how good the text was at an operating point;
@@ -17,7 +17,7 @@
 
 A grid of ``latency`` has ``axes`` (ordered as below, each a rising list of integers) and times in seconds, flat and
 row-major (the last axis varies fastest), null where nothing was measured. ``context`` is what a sequence has in the
-cache before the pass, ``tokens`` what it brings, both of each sequence:
+cache before the pass, ``tokens`` what it brings, both of each sequence (where sequences differ, the mean):
 
 - "denoise", "extend": block_size, sequences, context; "decode": sequences, context;
 - "prefill": sequences, tokens, context;
@@ -151,6 +151,14 @@ class MeasuredMemory(_Part):
     weights_bytes: PositiveInt
 
 
+class EngineFigures(_Part):
+    """Inside a serving engine: what each kind of pass takes over what it takes alone, and a round beside its passes."""
+
+    ratios: dict[str, PositiveFloat]
+    host_s: NonNegativeFloat
+    rounds: PositiveInt  # that it was measured over
+
+
 class Skipped(_Part):
     """A point that was asked for and not measured: its place on each axis, and why."""
 
@@ -162,6 +170,7 @@ class Skipped(_Part):
 class MeasuredLatency(_Part):
     passes: dict[Pass, Grid]
     transfer: Grid | None = None
+    engine: EngineFigures | None = None
     held_out: dict[str, HeldOut] = {}
     drift: Drift | None = None
     memory: MeasuredMemory | None = None
@@ -174,6 +183,8 @@ class MeasuredLatency(_Part):
                 raise ValueError(f"{name} has the axes {', '.join(grid.axes)}; expected {', '.join(AXES[name])}")
             if "+" in name and grid.at_context is None:
                 raise ValueError(f"{name} does not say at_context")
+        if unknown := [name for name in (self.engine.ratios if self.engine else ()) if name not in AXES]:
+            raise ValueError(f"engine.ratios has {unknown[0]}; expected {', '.join(AXES)}")
         mix, extend = self.grids.get("extend+prefill"), self.grids.get("extend")
         if mix and extend and self.mixed_block_size not in extend.axes["block_size"]:
             sizes = ", ".join(map(str, extend.axes["block_size"]))
@@ -187,6 +198,10 @@ class MeasuredLatency(_Part):
         sizes = extend.axes["block_size"] if extend else []
         return (mix.at_block_size if mix else None) or (sizes[0] if len(sizes) == 1 else None)
 
+    def ratio(self, name: str) -> float:
+        """Of a kind of pass inside an engine; 1 where nothing says it."""
+        return self.engine.ratios.get(name, 1.0) if self.engine else 1.0
+
     @property
     def grids(self) -> dict[str, Grid]:
         """All of them, the transfer included."""
@@ -196,16 +211,31 @@ class MeasuredLatency(_Part):
 
 
 Coefficient = Annotated[float, Field(ge=-1e4, le=1e4)]
-Spread = Annotated[float, Field(ge=1e-6, le=1e12)]
+LEAST_SPREAD = 1e-6
+Spread = Annotated[float, Field(ge=LEAST_SPREAD, le=1e12)]
+OwnParameter = Literal["gamma", "committed", "steps", "steps_committed", "block", "block_sd", "concentration"]
 
 
 class CommitClass(_Part):
-    """A class of requests, and where it was measured: points of (gamma, T), and the first ``blocks`` of an answer."""
+    """A class of requests, and where it was measured: points of (gamma, T), and the first ``blocks`` of an answer.
+    ``own``: parameters of the law that it does not share with other classes."""
 
     mean: Coefficient
     sd: Spread
     blocks: int = Field(ge=1, le=1024)
     points: list[tuple[float, PositiveInt]] = Field(min_length=1)
+    own: dict[OwnParameter, Annotated[float, Field(ge=-1e12, le=1e12)]] = {}
+
+    @property
+    def named(self) -> dict[str, float]:
+        return {str(name): value for name, value in self.own.items()}
+
+    @model_validator(mode="after")
+    def _spreads_are_positive(self) -> "CommitClass":
+        for name in ("block_sd", "concentration"):
+            if name in self.own and self.own[name] < LEAST_SPREAD:
+                raise ValueError(f"own.{name} is {self.own[name]}; expected at least {LEAST_SPREAD}")
+        return self
 
     def covers(self, gamma: float, steps: int) -> bool:
         """Whether a point lies between measured ones: T between theirs, gamma between the bounds at that T."""
@@ -231,7 +261,7 @@ class CommitFigures(_Part):
 
     def figures(self) -> Figures:
         plain = self.model_dump(exclude={"classes", "block_size", "fit"})
-        classes = {name: Difficulty(of.mean, of.sd, of.blocks) for name, of in self.classes.items()}
+        classes = {name: Difficulty(of.mean, of.sd, of.blocks, of.named) for name, of in self.classes.items()}
         return Figures(classes=classes, **plain)
 
 

@@ -1,5 +1,9 @@
 """What a validation found, as Markdown for people, JSON for programs, and a picture."""
 
+import gzip
+import json
+import shlex
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +14,7 @@ import numpy as np
 
 from twotower_sim.fidelity import HEADLINE, Errors, Validated, verdict, worst
 from twotower_sim.profile import Profile
-from twotower_sim.result import write_json
+from twotower_sim.recorded import RoundLog
 
 NAMES = {
     "request_latency.p50": "E2E p50",
@@ -18,11 +22,13 @@ NAMES = {
     "time_to_first_token.avg": "mean TTFT",
     "output_token_throughput.avg": "throughput",
 }
+REQUEST_TIMES = ("arrival_ns", "admit_ns", "first_ns", "finish_ns", "input_tokens", "output_tokens")
+BLOCK = ("request", "block", "steps", "ready_ns", "visible_ns", "level")
 Row = Iterable[Any]
 
 
 @dataclass(frozen=True)
-class Validation:
+class Report:
     """All of one command. ``calibrated``: the profile was measured between the runs, else it was given."""
 
     scenarios: list[Validated]
@@ -36,11 +42,27 @@ class Validation:
         return len(self.scenarios[0].real)
 
 
-def markdown(found: Validation) -> str:
+def command_line() -> str:
+    """As it was typed."""
+    return shlex.join(["twotower-sim", *sys.argv[1:]])
+
+
+def summary_lines(found: Report) -> list[str]:
+    """What a person at a terminal reads."""
+    out = []
+    for scenario in found.scenarios:
+        recorded, expected = scenario.recorded_errors, scenario.expected_errors
+        said = [f"{verdict(of, found.goal)}, worst {worst(of):.1%}" for of in (recorded, expected)]
+        out.append(f"{scenario.run.scenario.name}: with recorded commits {said[0]}; with drawn ones {said[1]}")
+        out += [f"  {NAMES[name]:12}{recorded[name]}   {expected[name]}" for name in HEADLINE]
+    return out
+
+
+def markdown(found: Report) -> str:
     return "\n".join([*_head(found), *_summary(found), *_parts(found), *_passes(found), *_details(found)]) + "\n"
 
 
-def _head(found: Validation) -> list[str]:
+def _head(found: Report) -> list[str]:
     source = found.profile.of("latency")
     between = "measured between the runs, never on them" if found.calibrated else "given"
     coverage = 1 - 2.0 ** (1 - found.repetitions)
@@ -56,7 +78,7 @@ def _head(found: Validation) -> list[str]:
     ]
 
 
-def _summary(found: Validation) -> list[str]:
+def _summary(found: Report) -> list[str]:
     out = []
     for title, of in (
         ("With the commits that were recorded: latency and scheduling", "recorded_errors"),
@@ -82,7 +104,7 @@ def _summary(found: Validation) -> list[str]:
     return out
 
 
-def _parts(found: Validation) -> list[str]:
+def _parts(found: Report) -> list[str]:
     rows = []
     for scenario in found.scenarios:
         for name in HEADLINE[:2]:
@@ -107,7 +129,7 @@ def _parts(found: Validation) -> list[str]:
     ]
 
 
-def _passes(found: Validation) -> list[str]:
+def _passes(found: Report) -> list[str]:
     kinds = dict.fromkeys(kind for scenario in found.scenarios for kind in scenario.passes)
     rows = []
     for scenario in found.scenarios:
@@ -126,7 +148,7 @@ def _passes(found: Validation) -> list[str]:
     ]
 
 
-def _details(found: Validation) -> list[str]:
+def _details(found: Report) -> list[str]:
     out = ["## All figures", ""]
     for scenario in found.scenarios:
         recorded, expected = scenario.recorded_errors, scenario.expected_errors
@@ -155,12 +177,7 @@ def _table(head: list[str], rows: Iterable[Row]) -> list[str]:
 # ---------------------------------------------------------------------- for programs
 
 
-def write_files(found: Validation, report: Path, data: Path) -> None:
-    report.write_text(markdown(found), encoding="utf-8")
-    write_json(data, as_json(found))
-
-
-def as_json(found: Validation) -> dict[str, Any]:
+def as_json(found: Report) -> dict[str, Any]:
     return {
         "command": found.command,
         "goal": found.goal,
@@ -199,7 +216,23 @@ def _scenario_json(of: Validated, goal: float) -> dict[str, Any]:
     }
 
 
-def panels(found: Validation) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
+def write_runs(found: Report, path: Path) -> None:
+    """What the real engine logged, packed: of every repetition its requests, rounds, blocks and commits."""
+    runs = [
+        {
+            "name": scenario.run.scenario.name,
+            "requests": {key: getattr(real.outcome.columns, key).tolist() for key in REQUEST_TIMES},
+            "rounds": [dict(zip(RoundLog._fields, log, strict=True)) for log in real.log],
+            "blocks": [dict(zip(BLOCK, row, strict=True)) for row in real.units.tolist()],
+            "commits": real.sizes,
+        }
+        for scenario in found.scenarios
+        for real in scenario.real
+    ]
+    path.write_bytes(gzip.compress(json.dumps(runs).encode(), mtime=0))
+
+
+def panels(found: Report) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
     """Of every run, (title, unit, measured, predicted) by request: E2E with recorded commits, median of repetitions."""
     out = []
     for of in found.scenarios:

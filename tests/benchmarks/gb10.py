@@ -5,6 +5,7 @@
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -27,13 +28,13 @@ BLOCK, PROMPT = 16, 15  # tokens; prompts were of 5 to 25
 LIMITS = Limits(1, 8192, 1 << 20, 16, 1)
 
 
-def latencies(gpu: Gpu) -> tuple[Latency, Latency]:
-    """Of two-tower rounds over the network between the nodes, and of autoregressive rounds on one of them."""
+def latencies(gpu: Gpu, link: str) -> tuple[Latency, Latency]:
+    """Of eager two-tower rounds with a link between the towers, and of autoregressive rounds on one of the GPUs."""
     tower = load_tower("nemotron-twotower-30b-a3b", Path())
     figures = load_profile(OBSERVED).routing
     assert figures is not None
     routing = observed_routing(figures.model_dump())
-    apart = Deployment(gpu, link=gpu.links["network"], cuda_graphs=False)
+    apart = Deployment(gpu, link=gpu.links[link], cuda_graphs=False)
     alone = Deployment(gpu, cuda_graphs=False)
     return (
         two_tower_roofline(tower, apart, routing, BLOCK, 1, 8192),
@@ -66,39 +67,56 @@ def autoregressive_s(latency: Latency, row: dict) -> float:
     return generate_s(latency, TokenSchedule(16), row["tokens"], None)
 
 
-def gpu_with(memory: float, gap_us: float = 0.0) -> Gpu:
+@cache
+def sparks(gap_us: float) -> tuple[Latency, Latency]:
+    """Latencies over the network, at all of the memory's bandwidth and with ``gap_us`` between two kernels."""
     gpu = load_gpu("gb10", Path())
-    efficiency = {"memory": memory, "kernel_gap_us": gap_us, "kernel_launch_us": 0.0}
-    return gpu.model_copy(update={"efficiency": gpu.reached.model_copy(update=efficiency)})
+    efficiency = {"memory": 1.0, "kernel_gap_us": gap_us, "kernel_launch_us": 0.0}
+    return latencies(gpu.model_copy(update={"efficiency": gpu.reached.model_copy(update=efficiency)}), "network")
+
+
+SHARE, GAP, START = range(3)
 
 
 def parts_s(row: dict) -> np.ndarray:
-    """What of a row scales with 1 / the share of bandwidth reached, and with the microseconds between two kernels (2,).
-    At batch 1 every pass is bound by memory, so the two add up."""
+    """What of a row scales with 1 / the SHARE of bandwidth reached, with the microseconds of GAP between two kernels, and
+    with the seconds of START before an autoregressive row's first token (3,). At batch 1 every pass is bound by memory,
+    so they add up."""
 
-    def seconds(gpu: Gpu) -> float:
-        two_tower, autoregressive = latencies(gpu)
+    def seconds(gap_us: float) -> float:
+        two_tower, autoregressive = sparks(gap_us)
         return two_tower_s(two_tower, row) if "nfe" in row else autoregressive_s(autoregressive, row)
 
-    bytes_s = seconds(gpu_with(1.0))
-    return np.array([bytes_s, seconds(gpu_with(1.0, 1.0)) - bytes_s])
+    bytes_s = seconds(0.0)
+    return np.array([bytes_s, seconds(1.0) - bytes_s, "nfe" not in row])
 
 
-def fit(rows: list[dict], both: bool) -> np.ndarray:
-    """(1 / share of bandwidth, us between kernels) of least relative error; without ``both`` nothing between kernels."""
-    relative = np.array([parts_s(row) / row["gen_s"] for row in rows])
-    if both:
-        return np.linalg.lstsq(relative, np.ones(len(rows)), rcond=None)[0]
-    return np.array([1 / median(relative[:, 0]), 0.0])
+def fit(rows: list[dict], *numbers: int) -> np.ndarray:
+    """1 / share of bandwidth, us between kernels, seconds before the first token (3,): of these ``numbers`` those of
+    least relative error (one alone: the median), the others 0."""
+    relative = np.array([parts_s(row)[list(numbers)] / row["gen_s"] for row in rows])
+    found = np.zeros(3)
+    if len(numbers) == 1:
+        found[numbers[0]] = 1 / median(relative[:, 0])
+    else:
+        found[list(numbers)] = np.linalg.lstsq(relative, np.ones(len(rows)), rcond=None)[0]
+    return found
 
 
-def main() -> None:
-    seen = json.loads(Path(sys.argv[1]).read_text())
+def read(path: Path) -> tuple[list[dict], list[dict]]:
+    """Two-tower rows, and the autoregressive rows of the same tags; each list's first, a cold warm-up, is left out."""
+    seen = json.loads(path.read_text())
     diffusion, baseline = (
         [row for row in seen[mode] if row["tag"] != "warmup"]
         for mode in ("two_tower_split", "autoregressive_context_tower")
     )
-    one = fit(baseline, both=False)
+    assert [row["tag"] for row in diffusion] == [row["tag"] for row in baseline]
+    return diffusion, baseline
+
+
+def main() -> None:
+    diffusion, baseline = read(Path(sys.argv[1]))
+    one = fit(baseline, SHARE)
     print("# Two DGX Sparks (GB10), one tower on each: predicted beside observed\n")
     print(
         "Observed by github drowzeys/Keys-NVIDIA-Two-Tower-Diffusion--dual-dgx-spark: BF16, eager, batch 1, gamma 0.8, T 16, 200G\n"
@@ -115,27 +133,34 @@ def main() -> None:
     errors: dict[str, list[float]] = {"AR, A": [], "two towers, A": [], "two towers, B": []}
     right = 0
     for two, ar in zip(diffusion, baseline, strict=True):
-        assert two["tag"] == ar["tag"]
         others = baseline + [row for row in diffusion if row is not two]
-        times = parts_s(two) @ one, parts_s(two) @ fit(others, both=True)
-        a, b = (two["tokens"] / s for s in times)
-        alone = ar["tokens"] / (parts_s(ar) @ one)
+        both = fit(others, SHARE, GAP)
+        a, b = (two["tokens"] / (parts_s(two) @ numbers) for numbers in (one, both))
+        alone, alone_b = (ar["tokens"] / (parts_s(ar) @ numbers) for numbers in (one, both))
         for name, error in zip(
             errors, (alone / ar["tok_s"] - 1, a / two["tok_s"] - 1, b / two["tok_s"] - 1), strict=True
         ):
             errors[name].append(abs(error))
         ratio = two["tok_s"] / ar["tok_s"]
-        right += (a / alone > 1) == (b / alone > 1) == (ratio > 1)
+        right += (a / alone > 1) == (b / alone_b > 1) == (ratio > 1)
         print(
             f"| {two['tag']} | {two['tokens']} | {two['nfe']} | {ar['tok_s']:.2f} | {alone:.2f} | {two['tok_s']:.2f} | {a:.2f} "
-            f"| {a / two['tok_s'] - 1:+.1%} | {b:.2f} | {b / two['tok_s'] - 1:+.1%} | {ratio:.2f} | {a / alone:.2f} | {b / alone:.2f} |"
+            f"| {a / two['tok_s'] - 1:+.1%} | {b:.2f} | {b / two['tok_s'] - 1:+.1%} | {ratio:.2f} | {a / alone:.2f} | {b / alone_b:.2f} |"
         )
-    share, gap_us = fit(baseline + diffusion, both=True)
+    share, gap_us, _ = fit(baseline + diffusion, SHARE, GAP)
     told = ", ".join(f"{name} {median(values):.1%}" for name, values in errors.items())
-    both = median(errors["AR, A"] + errors["two towers, A"])
-    print(f"\nMedian absolute error: {told}; both modes together, A {both:.1%}.")
+    together = median(errors["AR, A"] + errors["two towers, A"])
+    print(f"\nMedian absolute error: {told}; both modes together, A {together:.1%}.")
     print(f"Whether diffusion beats autoregressive decoding is right in {right} of {len(diffusion)} rows, both ways.")
     print(f"Fitted to all rows, B is {1 / share:.0%} of the bandwidth and {gap_us:.0f} us between kernels.")
+    started = fit(baseline, SHARE, START)
+    left = [abs(row["gen_s"] / (parts_s(row) @ started) - 1) for row in diffusion]
+    prefill = [row["prefill_s"] for row in diffusion]
+    print(
+        f"\nThe autoregressive rows lie on {started[START]:.2f} s and a time for each token. Prefill takes {min(prefill):.2f} to {max(prefill):.2f} s in the\n"
+        "two-tower rows, whose seconds exclude it; those of the autoregressive rows seem to hold it, and A counts it as decoding.\n"
+        f"Fitted beside the share, which is then {1 / started[SHARE]:.0%}, it leaves the two-tower rows a median absolute error of {median(left):.1%}."
+    )
 
 
 if __name__ == "__main__":

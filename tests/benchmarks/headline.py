@@ -38,6 +38,10 @@ class Costs:
         (and what it sends), its tokens BLOCK x decode."""
         return (BLOCK * self.decode / speedup - self.extend - self.sent) / self.denoise
 
+    def speedup(self, steps: float) -> float:
+        """At so many denoise steps a block."""
+        return BLOCK * self.decode / (steps * self.denoise + self.extend + self.sent)
+
 
 def finished(kind: str, launch_us: float | None, class_: str = "mixed", gpus: int = 1) -> tuple[Run, dict]:
     """A run of one user; an eager engine takes ``launch_us`` a launch, None: CUDA graphs."""
@@ -57,38 +61,60 @@ def finished(kind: str, launch_us: float | None, class_: str = "mixed", gpus: in
     return simulate(run), evaluate(run).metrics
 
 
-def engine_row(launch_us: float | None) -> str:
+@dataclass(frozen=True)
+class Engine:
+    """What one engine makes of the passes: their costs, the autoregressive step on both GPUs, and speed-ups by class."""
+
+    costs: Costs
+    on_both_s: float
+    speedups: list[float]
+
+
+def engine(launch_us: float | None) -> Engine:
     baseline, ar = finished("autoregressive", launch_us)
     both, _ = finished("autoregressive", launch_us, gpus=2)
-    speeds, steps = [], []
+    speedups = []
     for class_ in CLASSES:
         run, metrics = finished("two_tower", launch_us, class_)
-        speeds.append(ar["request_latency"]["avg"] / metrics["request_latency"]["avg"])
-        steps.append(metrics["nfe_per_block"]["avg"])
+        speedups.append(ar["request_latency"]["avg"] / metrics["request_latency"]["avg"])
     costs = Costs(
         baseline.latency.decode(1, CONTEXT, 0, 0)[1],
         run.latency.decode(1, CONTEXT, 0, 0)[0],
         run.latency.decode(0, 0, 1, CONTEXT)[1],
         run.latency.transfer(1, BLOCK),
     )
-    on_both_s = both.latency.decode(1, CONTEXT, 0, 0)[1]
+    return Engine(costs, both.latency.decode(1, CONTEXT, 0, 0)[1], speedups)
+
+
+def engine_row(launch_us: float | None) -> str:
+    of = engine(launch_us)
     name = "CUDA graphs (bandwidth-bound)" if launch_us is None else f"eager, {launch_us} us a launch"
-    passes = " | ".join(f"{1e3 * s:.2f}" for s in (costs.decode, on_both_s, costs.denoise, costs.extend))
-    needed = costs.steps_for(PUBLISHED)
-    shown = " | ".join(f"{speed:.2f} x" for speed in speeds)
+    seconds = of.costs.decode, of.on_both_s, of.costs.denoise, of.costs.extend
+    passes = " | ".join(f"{1e3 * s:.2f}" for s in seconds)
+    needed = of.costs.steps_for(PUBLISHED)
+    shown = " | ".join(f"{speed:.2f} x" for speed in of.speedups)
     return f"| {name} | {passes} | {shown} | {needed:.1f} | {BLOCK / needed:.1f} |"
+
+
+def fitted(ar: pd.DataFrame, diffusion: pd.DataFrame) -> Costs:
+    """Of wall seconds: the median a token, and by least squares what denoise passes and blocks take."""
+    passes = np.stack((diffusion.nfe, blocks_of(diffusion)), axis=1)
+    denoise_s, extend_s = np.linalg.lstsq(passes, diffusion.wall_s, rcond=None)[0]
+    return Costs((ar.wall_s / ar.new_tokens).median(), denoise_s, extend_s, 0.0)
+
+
+def blocks_of(diffusion: pd.DataFrame) -> pd.Series:
+    return np.ceil(diffusion.new_tokens / diffusion.block_size)
 
 
 def observed(path: str) -> list[str]:
     """The eager reference code on 2 x H100: seconds of a pass by least squares, and its speed-ups."""
     rows = pd.read_csv(path)
-    ar, diffusion = rows[rows["mode"] == "ar"], rows[rows["mode"] == "diff"]
-    token_s = (ar.wall_s / ar.new_tokens).median()
-    blocks = np.ceil(diffusion.new_tokens / diffusion.block_size)
-    denoise_s, extend_s = np.linalg.lstsq(np.stack((diffusion.nfe, blocks), axis=1), diffusion.wall_s, rcond=None)[0]
+    diffusion = rows[rows["mode"] == "diff"]
+    costs, blocks = fitted(rows[rows["mode"] == "ar"], diffusion), blocks_of(diffusion)
     lines = [
-        f"The reference code (eager, experts in a Python loop) was observed to take {1e3 * token_s:.0f} ms a token, "
-        f"{1e3 * denoise_s:.0f} ms a denoise pass and {1e3 * extend_s:.0f} ms an extend pass on 2 x H100: neither equal "
+        f"The reference code (eager, experts in a Python loop) was observed to take {1e3 * costs.decode:.0f} ms a token, "
+        f"{1e3 * costs.denoise:.0f} ms a denoise pass and {1e3 * costs.extend:.0f} ms an extend pass on 2 x H100: neither equal "
         "passes nor the roofline's ratio.\n",
         "| prompts, gamma 0.8, T 16 | steps a block | tokens/s, AR | tokens/s, two towers | speed-up observed | from these three costs |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -96,9 +122,10 @@ def observed(path: str) -> list[str]:
     default = diffusion[(diffusion.gamma == 0.8) & (diffusion.steps_per_block == 16)]
     for name, group in default.groupby("set"):
         per_block = group.nfe.sum() / blocks[group.index].sum()
-        two, one = group.new_tokens.sum() / group.wall_s.sum(), 1 / token_s
-        modelled = BLOCK * token_s / (per_block * denoise_s + extend_s)
-        lines.append(f"| {name} | {per_block:.1f} | {one:.2f} | {two:.2f} | {two / one:.2f} x | {modelled:.2f} x |")
+        two, one = group.new_tokens.sum() / group.wall_s.sum(), 1 / costs.decode
+        lines.append(
+            f"| {name} | {per_block:.1f} | {one:.2f} | {two:.2f} | {two / one:.2f} x | {costs.speedup(per_block):.2f} x |"
+        )
     return lines
 
 
