@@ -265,7 +265,9 @@ def serve_run(run: Run, model: TwoTower, prompts: list[torch.Tensor], finished: 
     engine = round_engine(run, 0, decoder, slots, on_finish, lambda index, round: rounds.append(round))
     run.engines = [engine]
     serve(engine, served, arrivals, arrive)
-    return RealRun(outcome(run, rounds), served.rounds, written.sizes, run.records.units())
+    lengths = zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True)
+    text = [of[n : n + tokens] for of, (n, tokens) in zip(served.text, lengths, strict=True)]
+    return RealRun(outcome(run, rounds), served.rounds, written.sizes, run.records.units(), text)
 
 
 def _decoder(run: Run, served: Served) -> tuple[ServedBlocks | ServedTokens, Written]:

@@ -45,6 +45,7 @@ class RealRun(NamedTuple):
     log: list[RoundLog]
     sizes: list[list[list[int]]]  # of every commit, by request and block; no blocks: empty
     units: np.ndarray  # of every block: see ``Records.units``
+    text: list[list[int]]  # tokens of every answer
 
 
 def outcome(run: Run, rounds: Sequence[Round]) -> Outcome:
