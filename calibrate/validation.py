@@ -150,7 +150,7 @@ class Validation:
         blocks = [s.decoding for s in scenarios if isinstance(s.decoding, ask.TwoTower)]
         return Settings(
             model=model, out=self.profile, devices=devices, dtype=None, weights="checkpoint", skew=0.0, backend="own",
-            batch=_rising(1, seats), context=[0, *_rising(128, self._longest())], tokens=_rising(16, budget),
+            batch=_dense(seats), context=[0, *_rising(128, self._longest())], tokens=_rising(16, budget),
             block_sizes=[], repetitions=SAMPLES * self._repetitions, refine=0, tolerance=0.0,
             gammas=sorted({gamma for of in blocks for gamma in of.gammas}),
             steps_per_block=sorted({of.steps_per_block for of in blocks}), new_tokens=None, decode_batch=16,
@@ -221,6 +221,14 @@ class Validation:
                 f"{question.path}: commits.class: found {name}; there are texts of {', '.join(sorted(texts))}"
             )
         return (calibration.tokenizer.encode(text) for text in texts[name])
+
+
+def _dense(last: int) -> list[int]:
+    """1 to ``last``, a quarter apart: time over the batch has steps of its own."""
+    out = [1]
+    while out[-1] < last:
+        out.append(min(last, out[-1] + max(1, out[-1] // 4)))
+    return out
 
 
 def _rising(first: int, last: int) -> list[int]:
