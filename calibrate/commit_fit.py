@@ -17,6 +17,9 @@ from twotower_sim.commits import DIFFICULTIES, Difficulty, Figures, steps_ahead
 from twotower_sim.profile import CommitClass, CommitFigures
 
 PARAMETERS = ("gamma", "committed", "steps", "steps_committed", "block", "block_sd", "concentration")
+HARD = ("hard", "hard_by")
+START_HARD = [-2.5, 0.7]
+"""Two more, where they are fitted, as a logit and a logarithm: the share of blocks that are harder, and by how much."""
 START_MEAN, START_LOG_SD, START_SHARED = -3.4, 0.0, [0.8, 0.7, 1.8, -9.0, 1.7, 0.2, 0.0]
 """Where the search begins; of the PARAMETERS, the last two as logarithms."""
 ENOUGH = 1e-6  # of a loss of some 250: 2.5e-4 in a logarithm of likelihood
@@ -98,19 +101,23 @@ class Observations:
 
 
 def figures(x: np.ndarray, blocks_of: dict[str, int]) -> Figures:
-    """The law of a vector of parameters: means and log standard deviations of the classes, then PARAMETERS."""
+    """The law of a vector of parameters: means and log standard deviations of the classes, then PARAMETERS, then HARD or
+    nothing."""
     count = len(blocks_of)
     classes = {
         name: Difficulty(float(mean), float(sd), blocks)
         for (name, blocks), mean, sd in zip(blocks_of.items(), x[:count], np.exp(x[count : 2 * count]), strict=True)
     }
-    shared = x[2 * count :]
+    shared, hard = np.split(x[2 * count :], [len(PARAMETERS)])
     values = [*shared[:5], *np.exp(shared[5:])]
-    return Figures(classes=classes, **{name: float(v) for name, v in zip(PARAMETERS, values, strict=True)})
+    named = {name: float(v) for name, v in zip(PARAMETERS, values, strict=True)}
+    if len(hard):
+        named |= {"hard": float(1 / (1 + np.exp(-hard[0]))), "hard_by": float(np.exp(hard[1]))}
+    return Figures(classes=classes, **named)
 
 
 def vector(law: Figures) -> np.ndarray:
-    """The inverse of ``figures``."""
+    """The inverse of ``figures``, without HARD."""
     shared = [getattr(law, name) for name in PARAMETERS]
     of = law.classes.values()
     return np.array([*(c.mean for c in of), *(log(c.sd) for c in of), *shared[:5], *np.log(shared[5:])])
@@ -219,6 +226,14 @@ def leave_one_out(seen: Observations, x: np.ndarray) -> Iterator[tuple[Configura
         yield at, figures(fit(seen.without(at), x, axes, ENOUGH), seen.blocks_of)
 
 
+def fit_alone(prompts: Sequence[Prompt], block_size: int) -> CommitFigures:
+    """The law of one class's prompts, with blocks that are harder than others."""
+    class_ = prompts[0].class_
+    seen = Observations({class_: max(len(prompt.blocks) for prompt in prompts)}, block_size, prompts)
+    start = np.array([START_MEAN, START_LOG_SD, *START_SHARED, *START_HARD])
+    return commit_figures(fit(seen, start), seen)
+
+
 def errors(law: Figures, configurations: Iterable[Configuration], block_size: int) -> dict[str, float]:
     """Relative error of the mean NFE of each configuration."""
     out = {}
@@ -240,7 +255,7 @@ def commit_figures(x: np.ndarray, seen: Observations) -> CommitFigures:
         name: CommitClass(mean=round(of.mean, 4), sd=round(of.sd, 4), blocks=of.blocks, points=seen.points(name))
         for name, of in law.classes.items()
     }
-    parameters = {name: round(getattr(law, name), 4) for name in PARAMETERS}
+    parameters = {name: round(getattr(law, name), 4) for name in PARAMETERS + HARD}
     return CommitFigures(block_size=seen.block_size, classes=classes, fit=told, **parameters)
 
 
@@ -249,7 +264,7 @@ def together(alone: Sequence[CommitFigures]) -> CommitFigures:
     first = alone[0]
     classes, told = dict(first.classes), dict(first.fit)
     for law in alone[1:]:
-        own = {name: getattr(law, name) for name in PARAMETERS if getattr(law, name) != getattr(first, name)}
+        own = {name: getattr(law, name) for name in PARAMETERS + HARD if getattr(law, name) != getattr(first, name)}
         classes |= {name: of.model_copy(update={"own": own}) for name, of in law.classes.items()}
         told |= law.fit
     return first.model_copy(update={"classes": classes, "fit": told})

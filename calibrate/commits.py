@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibrate.commit_fit import Observations, commit_figures, fit, together
+from calibrate.commit_fit import fit_alone, together
 from calibrate.commit_fit import Prompt as Fitted
 from calibrate.generate import Generated, autoregressive, two_tower
 from calibrate.journal import Journal
@@ -229,7 +229,6 @@ def fitted(found: list[CommitRecord], block_size: int) -> CommitFigures:
     Blocks that EOS may have cut short of others count like any."""
     alone = []
     for class_ in sorted({record.class_ for record in found}):
-        prompts = [Fitted(r.class_, r.gamma, r.steps_per_block, r.blocks) for r in found if r.class_ == class_]
-        seen = Observations({class_: max(len(prompt.blocks) for prompt in prompts)}, block_size, prompts)
-        alone.append(commit_figures(fit(seen), seen))
+        mine = [Fitted(r.class_, r.gamma, r.steps_per_block, r.blocks) for r in found if r.class_ == class_]
+        alone.append(fit_alone(mine, block_size))
     return together(alone)

@@ -128,7 +128,7 @@ def validate(
     """Predict real runs, and say how far the predictions are off."""
     try:
         if log:
-            _validate_log(scenarios or [], log, set or [], out, share, plot)
+            _validate_log(scenarios or [], log, set or [], out, share, goal, plot)
         elif not scenarios:
             raise InputError("validate: nothing to validate; name a scenario, or measurements with --log")
         else:
@@ -144,14 +144,20 @@ def validate(
 
 
 def _validate_log(
-    scenarios: list[Path], log: Path, overrides: list[str], out: Path | None, share: float, plot: Path | None
+    scenarios: list[Path],
+    log: Path,
+    overrides: list[str],
+    out: Path | None,
+    share: float,
+    goal: float,
+    plot: Path | None,
 ) -> None:
     from twotower_sim.log_report import validate_log
 
     if len(scenarios) > 1:
         raise InputError(f"validate --log: found {len(scenarios)} scenarios; expected one at most, that of the engine")
     out = out or Path("out") / f"validate-{log.name.split('.')[0]}"
-    validate_log(log, scenarios[0] if scenarios else None, overrides, out, share, plot)
+    validate_log(log, scenarios[0] if scenarios else None, overrides, out, share, goal, plot)
 
 
 PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

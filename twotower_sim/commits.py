@@ -8,7 +8,8 @@ positions committed,
               + block log(1 + b) - gamma logit(gamma) + steps log(16 / T)
 
 for the request's difficulty z_request and the block's z_block (standard normal) and the block's index b, up to the
-last index that was measured for the class: blocks beyond it are taken to be as hard as it. The number that passes
+last index that was measured for the class: blocks beyond it are taken to be as hard as it. A share ``hard`` of blocks,
+each by itself, is harder: their level is lower by ``hard_by``. The number that passes
 among r masked positions is beta-binomial around p, since confident positions come in runs. The decoder's rule then
 commits max(1, passing), at least ceil(r / (T - k)) at step k, and everything at the last step (arXiv 2606.26493).
 
@@ -58,6 +59,8 @@ class Figures:
     block_sd: float
     concentration: float
     classes: dict[str, "Difficulty"]
+    hard: float = 0.0
+    hard_by: float = 0.0
 
     def of(self, class_: str) -> "Figures":
         """With the parameters that are a class's own."""
@@ -74,6 +77,8 @@ class Figures:
         """Probability of each level around ``means`` (any shape): (…, levels)."""
         edges = (LEVELS[1:] + LEVELS[:-1]) / 2
         below = _phi((edges - means[..., None]) / self.block_sd)
+        if self.hard:
+            below += self.hard * (_phi((edges - means[..., None] + self.hard_by) / self.block_sd) - below)
         ones = np.ones((*means.shape, 1))
         return np.diff(np.concatenate((0 * ones, below, ones), axis=-1))
 

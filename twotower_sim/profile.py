@@ -213,7 +213,10 @@ class MeasuredLatency(_Part):
 Coefficient = Annotated[float, Field(ge=-1e4, le=1e4)]
 LEAST_SPREAD = 1e-6
 Spread = Annotated[float, Field(ge=LEAST_SPREAD, le=1e12)]
-OwnParameter = Literal["gamma", "committed", "steps", "steps_committed", "block", "block_sd", "concentration"]
+Share = Annotated[float, Field(ge=0, le=1)]
+OwnParameter = Literal[
+    "gamma", "committed", "steps", "steps_committed", "block", "block_sd", "concentration", "hard", "hard_by"
+]  # fmt: skip
 
 
 class CommitClass(_Part):
@@ -231,10 +234,13 @@ class CommitClass(_Part):
         return {str(name): value for name, value in self.own.items()}
 
     @model_validator(mode="after")
-    def _spreads_are_positive(self) -> "CommitClass":
-        for name in ("block_sd", "concentration"):
-            if name in self.own and self.own[name] < LEAST_SPREAD:
-                raise ValueError(f"own.{name} is {self.own[name]}; expected at least {LEAST_SPREAD}")
+    def _own_parameters_are_in_range(self) -> "CommitClass":
+        least = {"block_sd": LEAST_SPREAD, "concentration": LEAST_SPREAD, "hard": 0, "hard_by": 0}
+        for name, value in self.named.items():
+            if value < least.get(name, value):
+                raise ValueError(f"own.{name} is {value}; expected at least {least[name]}")
+        if self.own.get("hard", 0) > 1:
+            raise ValueError(f"own.hard is {self.own['hard']}; expected at most 1")
         return self
 
     def covers(self, gamma: float, steps: int) -> bool:
@@ -255,6 +261,8 @@ class CommitFigures(_Part):
     block: Coefficient
     block_sd: Spread
     concentration: Spread
+    hard: Share = 0.0
+    hard_by: NonNegativeFloat = 0.0
     block_size: int = Field(ge=1, le=1024)
     classes: dict[str, CommitClass] = Field(min_length=1)
     fit: dict[str, float] = {}  # relative error of the mean NFE by configuration, log-likelihood, …

@@ -68,8 +68,9 @@ class Run:
         return self.may_be_fast and plain and known and not cached and not scenario.tandem
 
 
-def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
-    """Load and check all that a scenario names; paths are relative to ``base``. Raises InputError."""
+def prepare(scenario: ask.Scenario, base: Path = Path(), given: Requests | None = None) -> Run:
+    """Load and check all that a scenario names; paths are relative to ``base``. ``given``: requests in the place of its
+    workload's. Raises InputError."""
     warnings: list[str] = []
     decoding, hardware = scenario.decoding, scenario.deployment
     tower = load_tower(scenario.model, base, scenario.memory.state_dtype)
@@ -90,7 +91,7 @@ def prepare(scenario: ask.Scenario, base: Path = Path()) -> Run:
     memory = _memory(scenario, tower, gpu, base)
     if memory.overcommitted:
         warnings.append(f"memory is taken as given, though {memory.overcommitted}")
-    requests, note = _workload(scenario, base)
+    requests, note = (given, []) if given else _workload(scenario, base)
     warnings += note
     warnings += _prefix_cache_warnings(scenario, tower, requests)
     latency, provenance = latency_of(scenario, tower, gpu, base, profile, warnings)

@@ -1,7 +1,6 @@
 """The real engine: the tokens of plain generation whatever the scheduling, and rounds that the simulator replays."""
 
 import pytest
-import torch
 from small_model import CONFIG, prompt, small_model
 
 from calibrate.generate import autoregressive, two_tower
@@ -12,7 +11,13 @@ from twotower_sim.scenario import Scenario
 from twotower_sim.simulation import prepare
 
 REQUESTS, GAMMA = 9, 0.02  # random weights are never sure
-FREE = {"kind": "affine", "prefill": {"base_ms": 1}, "denoise": {"base_ms": 1}, "extend": {"base_ms": 1}, "decode": {"base_ms": 1}}
+FREE = {
+    "kind": "affine",
+    "prefill": {"base_ms": 1},
+    "denoise": {"base_ms": 1},
+    "extend": {"base_ms": 1},
+    "decode": {"base_ms": 1},
+}
 WAYS = {
     "fdfo": {},
     "three steps a round": {"scheduler": {"steps_per_round": 3}},
@@ -38,7 +43,10 @@ def model():
 def scenario(tmp_path, change: dict) -> Scenario:
     config = tmp_path / "config.json"
     config.write_text(str(CONFIG | {"towers": 2, "chunk_size": 16, "max_position_embeddings": 4096}).replace("'", '"'))
-    lengths = {name: {"kind": "lognormal", "mean": mean, "cv": 0.6, "max": 100} for name, mean in (("input_tokens", 40), ("output_tokens", 50))}
+    lengths = {
+        name: {"kind": "lognormal", "mean": mean, "cv": 0.6, "max": 100}
+        for name, mean in (("input_tokens", 40), ("output_tokens", 50))
+    }
     arrivals = {} if change.get("workload") else {"arrivals": {"kind": "poisson", "rate_rps": 50}}
     sections = {
         "workload": {"kind": "synthetic", "requests": REQUESTS, **lengths, **arrivals} | change.get("workload", {}),
@@ -113,7 +121,9 @@ def test_gammas_by_class(tmp_path, model):
     prompts = [prompt(int(length)) for length in run.requests.input_tokens]
     real = serve_run(run, model, prompts, lambda request: None)
     for request, level in enumerate(run.luck.base.tolist()):
-        alone = two_tower(model, [prompts[request]], int(run.requests.output_tokens[request]), run.luck.gammas[level], 16)
+        alone = two_tower(
+            model, [prompts[request]], int(run.requests.output_tokens[request]), run.luck.gammas[level], 16
+        )
         assert real.sizes[request] == alone[0].blocks
     assert {GAMMA, 0.9} == set(run.luck.gammas)
 
