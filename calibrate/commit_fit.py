@@ -101,7 +101,7 @@ class Observations:
 
 
 def figures(x: np.ndarray, blocks_of: dict[str, int]) -> Figures:
-    """The law of a vector of parameters: means and log standard deviations of the classes, then PARAMETERS, then HARD or
+    """The law of a vector of parameters: means and log standard deviations of the classes, PARAMETERS, and HARD or
     nothing."""
     count = len(blocks_of)
     classes = {

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibrate.commit_fit import fit_alone, together
 from calibrate.commit_fit import Prompt as Fitted
+from calibrate.commit_fit import fit_alone, together
 from calibrate.generate import Generated, autoregressive, two_tower
 from calibrate.journal import Journal
 from calibrate.model import Router, Segment, TwoTower

@@ -6,7 +6,9 @@ slow pass delays a round by more than a median says. Short closed loops at every
 
 from collections.abc import Sequence
 from heapq import heappush
+from itertools import pairwise
 
+import numpy as np
 import torch
 
 from calibrate.model import TwoTower
@@ -26,41 +28,44 @@ KV_BLOCK = 16
 BLOCKS = 4  # of an answer
 WAVES = 3  # answers of each user
 FIRST_ROUNDS = 5  # of a loop, in which everything is new
+PAUSES, PAUSE_NS = 16, 20_000_000
+ENOUGH = 8  # rounds, to say something of a batch
 Logs = dict[str, list[RoundLog]]
 """Rounds by kind of decoding."""
 
 
 def loops(model: TwoTower, shapes: Shapes, gamma: float, texts: Sequence[torch.Tensor], graphs: bool) -> Logs:
-    """Closed loops of as many users as each batch has sequences. ``texts``: to cut prompts of, in turn."""
+    """Closed loops of as many users as each batch has sequences, and one of a user who thinks. ``texts``: to cut
+    prompts of, in turn."""
     logs: Logs = {"two_tower": [], "autoregressive": []}
-    for users in shapes.sequences:
-        for kind, log in logs.items():
+    for kind, log in logs.items():
+        for users in shapes.sequences:
             log += _loop(model, kind, users, shapes, gamma, texts, graphs)[FIRST_ROUNDS:]
+        log += _loop(model, kind, 1, shapes, gamma, texts, graphs, PAUSES)
     return logs
 
 
-def _loop(model: TwoTower, kind: str, users: int, shapes: Shapes, gamma: float, texts, graphs: bool) -> list[RoundLog]:
-    size, requests = model.config.block_size, users * WAVES
+def _loop(
+    model: TwoTower, kind: str, users: int, shapes: Shapes, gamma: float, texts, graphs: bool, pauses: int = 0
+) -> list[RoundLog]:
+    """``pauses``: of one user, before as many requests of one block."""
+    size, requests = model.config.block_size, pauses or users * WAVES
     prompts = _prompts(texts, requests, shapes)
-    outputs = [(1 + (request + BLOCKS) % (2 * BLOCKS)) * size for request in range(requests)]
-    slots = Slots(1 << 40, KV_BLOCK, users)
+    outputs = [size if pauses else (1 + (request + BLOCKS) % (2 * BLOCKS)) * size for request in range(requests)]
+    slots, written = Slots(1 << 40, KV_BLOCK, users), Written(outputs, size)
     longest = max(len(prompt) + output for prompt, output in zip(prompts, outputs, strict=True))
-    served, records, written = (
-        Served(model, slots, users, longest, prompts, graphs),
-        Records(requests),
-        Written(outputs, size),
-    )
+    served, records = Served(model, slots, users, longest, prompts, graphs), Records(requests)
     decoder: ServedTokens | ServedBlocks = ServedTokens(KV_BLOCK, served)
     if kind == "two_tower":
         rules = POLICIES["fdfo"], 1, None, lambda request, waiting: 0
         decoder = ServedBlocks(served, written, [gamma], size, *rules, records=records)
     decoder.warm_up()
-    arrivals: Arrivals = [(0, request) for request in range(users)]
+    arrivals: Arrivals = [(PAUSE_NS if pauses else 0, request) for request in range(users)]
     waiting = iter(range(users, requests))
 
     def on_finish(request: int, now_ns: int) -> None:
         if (following := next(waiting, None)) is not None:
-            heappush(arrivals, (now_ns, following))
+            heappush(arrivals, (now_ns + (PAUSE_NS if pauses else 0), following))
 
     limits = Limits(users, users * decoder.pass_tokens + shapes.tokens[-1], slots.capacity, KV_BLOCK, users)
     nothing: Latency = RecordedRounds([])  # type: ignore[assignment]  # nobody asks it
@@ -78,35 +83,78 @@ def _prompts(texts: Sequence[torch.Tensor], requests: int, shapes: Shapes) -> li
 
 
 def engine_figures(latency: MeasuredLatency, logs: Logs, block_size: int) -> EngineFigures:
-    """Ratios of summed seconds, measured in loops over predicted from the grids, by kind of pass; one forward of both
-    extends (decodes) and prompts over what its two parts give at their own ratios."""
+    """Ratios of summed seconds, measured in loops over predicted from the grids, by kind of pass and batch; one forward
+    of both extends (decodes) and prompts over what its two parts give at their own ratios."""
+    busy, woken = ({kind: _after_idle(log, idle) for kind, log in logs.items()} for idle in (False, True))
     alone = latency.model_copy(update={"engine": None})
-    pure = _ratios(alone, logs, block_size, mixed=False)
-    parts = alone.model_copy(update={"engine": EngineFigures(ratios=pure, host_s=0, rounds=1)})
-    ratios = pure | _ratios(parts, logs, block_size, mixed=True)
-    rounds = [log for of in logs.values() for log in of]
-    host_s = sum((log.end_ns - log.start_ns) / 1e9 - log.denoiser_s - log.context_s for log in rounds)
-    return EngineFigures(ratios=ratios, host_s=host_s / len(rounds), rounds=len(rounds))
+    pure = _ratios(alone, busy, block_size, mixed=False)
+    parts = _with(alone, pure)
+    ratios = pure | _ratios(parts, busy, block_size, mixed=True)
+    rounds = [log for of in busy.values() for log in of]
+    host_s = sum(_seconds(log) - log.denoiser_s - log.context_s for log in rounds) / len(rounds)
+    return EngineFigures(
+        ratios=ratios,
+        host_s=host_s,
+        rounds=len(rounds),
+        wake_s=_wake_s(_with(alone, ratios), woken, block_size, host_s),
+    )
 
 
-def _ratios(latency: MeasuredLatency, logs: Logs, block_size: int, mixed: bool) -> dict[str, float]:
-    sums: dict[str, list[float]] = {}
+def _with(latency: MeasuredLatency, ratios: dict[str, list[float]]) -> MeasuredLatency:
+    return latency.model_copy(update={"engine": EngineFigures(ratios=ratios, host_s=0, wake_s=0, rounds=1)})
+
+
+def _seconds(log: RoundLog) -> float:
+    return (log.end_ns - log.start_ns) / 1e9
+
+
+def _after_idle(log: list[RoundLog], idle: bool) -> list[RoundLog]:
+    """The rounds that end an idle time, or the others."""
+    return [this for before, this in pairwise(log) if (this.start_ns > before.end_ns) == idle]
+
+
+def _ratios(latency: MeasuredLatency, logs: Logs, block_size: int, mixed: bool) -> dict[str, list[float]]:
+    seen: dict[str, list[tuple[int, float, float]]] = {}  # sequences, measured, alone
     for kind, log in logs.items():
-        model = _latency(latency, kind, block_size, max((of.n + of.n_extend for of in log), default=1))
+        model = _latency(latency, kind, block_size, log)
         for of in log:
             denoiser_s, context_s, _ = model.round(*of.shape)
             shared = of.n_extend if kind == "two_tower" else of.n
             name = PASS_NAMES[kind][(shared > 0) + 2 * (of.prefill[0] > 0)]
-            for pass_, measured_s, alone_s in (("denoise", of.denoiser_s, denoiser_s), (name, of.context_s, context_s)):
+            passes = (
+                ("denoise", of.n, of.denoiser_s, denoiser_s),
+                (name, shared or of.prefill[3], of.context_s, context_s),
+            )
+            for pass_, sequences, measured_s, alone_s in passes:
                 if measured_s and ("+" in pass_) == mixed:
-                    pair = sums.setdefault(pass_, [0.0, 0.0])
-                    pair[0] += measured_s
-                    pair[1] += alone_s
-    return {name: measured_s / alone_s for name, (measured_s, alone_s) in sums.items()}
+                    seen.setdefault(pass_, []).append((sequences, measured_s, alone_s))
+    return {
+        name: _by_batch(np.array(rows), np.array(latency.grids[name].axes["sequences"]))
+        for name, rows in seen.items()
+        if name in latency.grids
+    }
 
 
-def _latency(latency: MeasuredLatency, kind: str, block_size: int, seats: int) -> Latency:
-    hull = Hull("the grid", extrapolate=True)
+def _by_batch(rows: np.ndarray, batches: np.ndarray) -> list[float]:
+    """The ratio at each batch of a grid, of rounds (n, 3) that are nearest to it; of all where these are few."""
+    sequences, measured_s, alone_s = rows.T
+    nearest = np.abs(sequences[:, None] - batches).argmin(axis=1)
+    counts, measured, alone = (np.bincount(nearest, of, len(batches)) for of in (None, measured_s, alone_s))
+    overall = measured_s.sum() / alone_s.sum()
+    return np.where(counts >= ENOUGH, measured / np.where(alone, alone, 1), overall).tolist()
+
+
+def _wake_s(latency: MeasuredLatency, logs: Logs, block_size: int, host_s: float) -> float:
+    """What rounds that end an idle time take longer than others of their shape; noise that says less is nothing."""
+    longer = []
+    for kind, log in logs.items():
+        model = _latency(latency, kind, block_size, log)
+        longer += [_seconds(of) - host_s - sum(model.round(*of.shape)[:2]) for of in log]
+    return max(0.0, sum(longer) / len(longer)) if longer else 0.0
+
+
+def _latency(latency: MeasuredLatency, kind: str, block_size: int, log: list[RoundLog]) -> Latency:
+    hull, seats = Hull("the grid", extrapolate=True), max((of.n + of.n_extend for of in log), default=1)
     if kind == "two_tower":
         return two_tower_measured(latency, hull, block_size, False, Host(), seats, mixes=True)
     return autoregressive_measured(latency, hull, Host(), seats, mixes=True)

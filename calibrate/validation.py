@@ -32,6 +32,7 @@ from twotower_sim.luck import PUBLISHED, luck_of
 from twotower_sim.pairs_plot import check_plot, plot_pairs
 from twotower_sim.policy import POLICIES
 from twotower_sim.profile import load_profile, save_profile
+from twotower_sim.recorded import RecordedRounds
 from twotower_sim.records import Records
 from twotower_sim.replica import Round
 from twotower_sim.result import all_or_nothing, write_json
@@ -254,6 +255,7 @@ def serve_run(run: Run, model: TwoTower, prompts: list[torch.Tensor], finished: 
     """Serve the requests of a prepared scenario on this machine. ``prompts`` by request; ``finished`` hears of each."""
     scenario, requests = run.scenario, run.requests
     run.records, run.may_be_fast = Records(len(requests)), False
+    run.latency = RecordedRounds([])  # type: ignore[assignment]  # nobody asks it
     seats = min(scenario.scheduler.max_num_seqs, run.memory.state_slots)
     slots = Slots(run.memory.kv_blocks, scenario.memory.kv_block_tokens, seats)
     served = Served(model, slots, seats, int((requests.input_tokens + requests.output_tokens).max()), prompts)

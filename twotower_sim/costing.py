@@ -176,7 +176,7 @@ def _measured(
     warnings += _other_bytes(profile, tower)
     hull = Hull(latency.path, latency.extrapolate)
     if measured.engine:
-        host = Host(host.seconds + measured.engine.host_s, host.hidden)
+        host = Host(host.seconds + measured.engine.host_s, host.hidden, measured.engine.wake_s)
     end = host, scenario.scheduler.max_num_seqs, scenario.scheduler.prefill == "mixed"
     if isinstance(decoding, ask.Autoregressive):
         return autoregressive_measured(measured, hull, *end)

@@ -50,7 +50,7 @@ class Engine:
         "index", "clock_ns", "tick", "idle", "running", "queue", "decoding", "context", "queued_tokens",
         "kv_used", "kv_peak", "seats_peak", "tick_end_ns", "rounds", "preemptions", "busy_ns", "denoiser_s",
         "context_s", "_latency", "_schedule", "_limits", "_records", "_on_finish", "_observe", "_seats",
-        "_last", "_rings", "_ending", "_started", "_partial", "_blocked", "_admissions", "_decode_round_ns",
+        "_last", "_wake_ns", "_rings", "_ending", "_started", "_partial", "_blocked", "_admissions", "_decode_round_ns",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +83,7 @@ class Engine:
         self.context_s = [0.0, 0.0, 0.0, 0.0]  # by what shares the forward: see latency.PASS_NAMES
         self._latency, self._schedule, self._limits, self._records = latency, schedule, limits, records
         self._on_finish, self._observe = on_finish, observe
+        self._wake_ns = round(latency.host.wake_s * 1e9)
         self._seats, self._last = limits.seats, limits.prefill == "last"
         self._rings = Rings(longest_decode_ticks, schedule.blocks_per_extend)
         self._ending: list[tuple[int, int, Sequence]] = []  # heap of (finish tick, admission, sequence)
@@ -111,7 +112,7 @@ class Engine:
     def submit(self, seq: Sequence, now_ns: int) -> None:
         self.settle(now_ns)
         if self.idle:
-            self.idle, self.clock_ns = False, now_ns
+            self.idle, self.clock_ns = False, now_ns + self._wake_ns
         head = self.queue.head() if self.queue else None
         self.queue.add(seq)
         if self.queue.head() is not head:

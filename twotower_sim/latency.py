@@ -40,10 +40,12 @@ OTHER_PASS = {"two_tower": "denoise", "mock_ar": "denoise", "speculative": "draf
 
 @dataclass(frozen=True)
 class Host:
-    """Host time of a round: before its passes, or, ``hidden``, while the GPUs work on them."""
+    """Host time of a round: before its passes, or, ``hidden``, while the GPUs work on them; ``wake_s`` before the first
+    round after an idle time."""
 
     seconds: float = 0.0
     hidden: bool = False
+    wake_s: float = 0.0
 
     def around(self, maximum: Callable, passes_s: Any) -> Any:
         """A round's length; ``maximum`` is ``max``, or ``np.maximum`` for arrays."""

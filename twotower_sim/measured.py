@@ -108,8 +108,10 @@ def between(points: Points, seconds: Any, point: Sequence[float], beyond: bool =
 class PassTime:
     """Seconds of one kind of pass over the axes of its grid but the block size, which is one of the measured."""
 
-    def __init__(self, name: str, grid: Grid, hull: Hull, block_size: int | None = None, ratio: float = 1.0) -> None:
-        """``ratio``: of what a pass takes over what the grid says."""
+    def __init__(
+        self, name: str, grid: Grid, hull: Hull, block_size: int | None = None, ratios: np.ndarray | None = None
+    ) -> None:
+        """``ratios``: of what a pass takes over what the grid says, by its sequences."""
         axes, seconds = dict(grid.axes), grid.seconds()
         if sizes := axes.pop("block_size", None):
             if block_size not in sizes:
@@ -118,26 +120,29 @@ class PassTime:
                     f"decoding.block_size: found {block_size}; {hull.profile}: {name} was measured at {known}"
                 )
             seconds = seconds[sizes.index(block_size)]
-        self.name, self.axes, self.points, self._hull, self._ratio = name, axes, tuple(axes.values()), hull, ratio
+        self.name, self.axes, self.points, self._hull = name, axes, tuple(axes.values()), hull
+        self._alone = rising(seconds).tolist()
+        if ratios is not None:
+            seconds = seconds * ratios.reshape(-1, *[1] * (seconds.ndim - 1))
         self._seconds = rising(seconds)
         self._measured, self._continued = self._seconds.tolist(), continued(self.points, self._seconds).tolist()
 
     def measured(self, *point: float) -> float:
-        """Seconds at a point by the grid; NaN outside."""
-        return between(self.points, self._measured, point)
+        """Seconds at a point by the grid, whatever the ratios; NaN outside."""
+        return between(self.points, self._alone, point)
 
     def __call__(self, *point: float) -> float:
         """Seconds at a point; outside, as the module's text says."""
-        seconds = self.measured(*point)
+        seconds = between(self.points, self._measured, point)
         if seconds == seconds:
-            return self._ratio * seconds
+            return seconds
         self._hull.leave(self.name, self.axes, point)
-        return self._ratio * between(self.points, self._continued, point, beyond=True)
+        return between(self.points, self._continued, point, beyond=True)
 
     def of_sums(self, most: int) -> tuple[Callable, Callable]:
         """Seconds of (sequences, sum of their contexts), of no sequences 0: for numbers as ``__call__``, and from the
         same formula for arrays, with NaN outside. ``most``: the largest number of sequences asked for."""
-        tables = _segments(np.array(self.points[1]), _rows(np.array(self.points[0]), self._ratio * self._seconds, most))
+        tables = _segments(np.array(self.points[1]), _rows(np.array(self.points[0]), self._seconds, most))
         inside = _lookup(bisect_right, max, *(table.tolist() for table in tables))
 
         def one(n: int, total: int) -> float:
@@ -193,9 +198,11 @@ class ContextForward:
     ``mix``: the grid of both in one forward, if there is one.
     """
 
-    def __init__(self, shared: PassTime, prefill: PassTime, mix: Grid | None, hull: Hull, ratio: float = 1.0) -> None:
-        """``ratio``: of what a mix takes over what its parts' times give."""
-        self._prefill, self.hull, self._name, self._ratio = prefill, hull, f"{shared.name}+prefill", ratio
+    def __init__(
+        self, shared: PassTime, prefill: PassTime, mix: Grid | None, hull: Hull, ratios: np.ndarray | None = None
+    ) -> None:
+        """``ratios``: of what a mix takes over what its parts' times give, by its sequences."""
+        self._prefill, self.hull, self._name, self._ratios = prefill, hull, f"{shared.name}+prefill", ratios
         self._axes = mix.axes if mix else {}
         self._points = tuple(self._axes.values())
         self._rho: Any = overlap(shared, prefill, mix).tolist() if mix else None
@@ -205,7 +212,8 @@ class ContextForward:
         prompts_s = self._prefill(prompts, tokens / prompts, (reads - tokens) / prompts)
         if not n:
             return prompts_s
-        return self._ratio * (max(shared_s, prompts_s) + self._share(n, tokens) * min(shared_s, prompts_s))
+        both_s = max(shared_s, prompts_s) + self._share(n, tokens) * min(shared_s, prompts_s)
+        return both_s if self._ratios is None else both_s * float(np.interp(n, self._points[0], self._ratios))
 
     def _share(self, *point: int) -> float:
         if self._rho is None:
@@ -238,7 +246,7 @@ def _passes(measured: MeasuredLatency, hull: Hull, block_size: int | None, *name
         raise InputError(
             f"latency.path {hull.profile}: holds no {', '.join(missing)}, which this scenario needs; it has {held}"
         )
-    return [PassTime(name, measured.grids[name], hull, block_size, measured.ratio(name)) for name in names]
+    return [PassTime(name, measured.grids[name], hull, block_size, measured.ratios(name)) for name in names]
 
 
 def _mix(measured: MeasuredLatency, hull: Hull, name: str, needed: bool, block_size: int | None = None) -> Grid | None:
@@ -258,7 +266,7 @@ def autoregressive_measured(
     """Latency of rounds of one context forward of decoded tokens and prompt chunks; ``mixes``: they may share one."""
     decode, prefill = _passes(measured, hull, None, "decode", "prefill")
     mix = _mix(measured, hull, "decode+prefill", mixes)
-    forward = ContextForward(decode, prefill, mix, hull, measured.ratio("decode+prefill"))
+    forward = ContextForward(decode, prefill, mix, hull, measured.ratios("decode+prefill") if mix else None)
 
     def cost_of(maximum: Callable, seconds: Callable) -> Callable:
         def cost(n, context, n_extend, extend_context):
@@ -289,7 +297,7 @@ def two_tower_measured(
     """Latency of rounds of denoise passes beside one context forward of extends and prompts; ``mixes``: of both."""
     denoise, extend, prefill = _passes(measured, hull, block_size, "denoise", "extend", "prefill")
     mix = _mix(measured, hull, "extend+prefill", mixes, block_size)
-    forward = ContextForward(extend, prefill, mix, hull, measured.ratio("extend+prefill"))
+    forward = ContextForward(extend, prefill, mix, hull, measured.ratios("extend+prefill") if mix else None)
     transfer = _transfer(measured, hull, split, max_num_seqs)
     return _two_towers(denoise.of_sums(max_num_seqs), extend.of_sums(max_num_seqs), forward, block_size, transfer, host)
 
@@ -302,7 +310,7 @@ def mock_ar_measured(
     (denoise,) = _passes(measured, hull, 1, "denoise")
     decode, prefill = _passes(measured, hull, None, "decode", "prefill")
     mix = _mix(measured, hull, "decode+prefill", mixes)
-    forward = ContextForward(decode, prefill, mix, hull, measured.ratio("decode+prefill"))
+    forward = ContextForward(decode, prefill, mix, hull, measured.ratios("decode+prefill") if mix else None)
     transfer = _transfer(measured, hull, split, max_num_seqs)
     passes = denoise.of_sums(max_num_seqs), decode.of_sums(max_num_seqs)
     return paired(_two_towers(*passes, forward, 1, transfer, host), own=1)
@@ -337,7 +345,7 @@ def speculative_measured(
         )
     verify, prefill = _passes(measured, hull, positions, "extend", "prefill")
     mix = _mix(measured, hull, "extend+prefill", mixes, positions)
-    forward = ContextForward(verify, prefill, mix, hull, measured.ratio("extend+prefill"))
+    forward = ContextForward(verify, prefill, mix, hull, measured.ratios("extend+prefill") if mix else None)
 
     def drafts(n, total):
         return (n > 0) * draft_s

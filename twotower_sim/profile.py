@@ -152,11 +152,14 @@ class MeasuredMemory(_Part):
 
 
 class EngineFigures(_Part):
-    """Inside a serving engine: what each kind of pass takes over what it takes alone, and a round beside its passes."""
+    """Inside a serving engine. ``ratios``: by kind of pass, what it takes over what it takes alone, at each number of
+    sequences of its grid; ``host_s``: of a round, what is no pass; ``wake_s``: what a round takes longer that ends an
+    idle time; ``rounds``: over which that was measured."""
 
-    ratios: dict[str, PositiveFloat]
+    ratios: dict[str, list[PositiveFloat]]
     host_s: NonNegativeFloat
-    rounds: PositiveInt  # that it was measured over
+    wake_s: NonNegativeFloat
+    rounds: PositiveInt
 
 
 class Skipped(_Part):
@@ -183,8 +186,10 @@ class MeasuredLatency(_Part):
                 raise ValueError(f"{name} has the axes {', '.join(grid.axes)}; expected {', '.join(AXES[name])}")
             if "+" in name and grid.at_context is None:
                 raise ValueError(f"{name} does not say at_context")
-        if unknown := [name for name in (self.engine.ratios if self.engine else ()) if name not in AXES]:
-            raise ValueError(f"engine.ratios has {unknown[0]}; expected {', '.join(AXES)}")
+        for name, ratios in (self.engine.ratios if self.engine else {}).items():
+            held = len(self.grids[name].axes["sequences"]) if name in self.grids else 0
+            if len(ratios) != held:
+                raise ValueError(f"engine.ratios.{name} has {len(ratios)} entries; its grid has {held} sequences")
         mix, extend = self.grids.get("extend+prefill"), self.grids.get("extend")
         if mix and extend and self.mixed_block_size not in extend.axes["block_size"]:
             sizes = ", ".join(map(str, extend.axes["block_size"]))
@@ -198,9 +203,10 @@ class MeasuredLatency(_Part):
         sizes = extend.axes["block_size"] if extend else []
         return (mix.at_block_size if mix else None) or (sizes[0] if len(sizes) == 1 else None)
 
-    def ratio(self, name: str) -> float:
-        """Of a kind of pass inside an engine; 1 where nothing says it."""
-        return self.engine.ratios.get(name, 1.0) if self.engine else 1.0
+    def ratios(self, name: str) -> np.ndarray:
+        """Of a kind of pass inside an engine, over the sequences of its grid; 1 where nothing says it."""
+        known = self.engine.ratios if self.engine else {}
+        return np.array(known.get(name) or [1.0] * len(self.grids[name].axes["sequences"]))
 
     @property
     def grids(self) -> dict[str, Grid]:

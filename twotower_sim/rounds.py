@@ -110,6 +110,7 @@ class RoundEngine:
         self.context_s = [0.0, 0.0, 0.0, 0.0]
         self._latency, self._limits, self._records = latency, limits, records
         self._on_finish, self._observe = on_finish, observe
+        self._wake_ns = round(latency.host.wake_s * 1e9)
         self._partial: Task | None = None
         self._started: list[Task] = []
         self._prefilled: list[int] = []  # requests whose prompt the round in flight completes
@@ -137,7 +138,7 @@ class RoundEngine:
     def submit(self, seq: Task, now_ns: int) -> None:
         self.settle(now_ns)
         if self.idle:
-            self.idle, self.clock_ns = False, now_ns
+            self.idle, self.clock_ns = False, now_ns + self._wake_ns
         self.queue.add(seq)
         self.queued_tokens += self.decoder.prefill_length(seq)
 
