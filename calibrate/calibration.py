@@ -13,7 +13,7 @@ from calibrate import checkpoint, machine
 from calibrate.bench import Bench
 from calibrate.commits import Decoding, decode_prompts, fitted, quality, records
 from calibrate.estimate import Estimate
-from calibrate.in_situ import Logs, engine_figures, loops
+from calibrate.in_situ import Loop, engine_figures, loops
 from calibrate.journal import Journal
 from calibrate.model import Config, TwoTower
 from calibrate.prompts import Prompt, read_prompts
@@ -230,21 +230,21 @@ class Calibration:
     def _latency(self, model: TwoTower, journal: Journal, console: Console) -> MeasuredLatency:
         settings = self.settings
         latency = self.survey(model, settings.repetitions, journal, console).run(settings.refine, settings.tolerance)
-        return self.with_engine(latency, self.engine_logs(model)) if not self.split else latency
+        return self.with_engine(latency, self.engine_loops(model)) if not self.split else latency
 
     def survey(self, model: TwoTower, repetitions: int, journal: Journal, console: Console) -> Survey:
         bench = Bench(model, self.shapes.at_context, self.settings.seed, self.settings.graphs)
         return Survey(bench, self.shapes, Sizes.of(self.config, self.dtype), repetitions, journal, console)
 
-    def engine_logs(self, model: TwoTower) -> Logs:
+    def engine_loops(self, model: TwoTower) -> list[Loop]:
         """Rounds of the serving engine in closed loops."""
         texts = [torch.tensor(self.tokenizer.encode(prompt.prompt)) for prompt in self.prompts]
         gamma = self.decoding.gammas[len(self.decoding.gammas) // 2]
         return loops(model, self.shapes, gamma, texts or [self._noise()], self.settings.graphs)
 
-    def with_engine(self, latency: MeasuredLatency, logs: Logs) -> MeasuredLatency:
+    def with_engine(self, latency: MeasuredLatency, of: list[Loop]) -> MeasuredLatency:
         """The section with what passes take inside the engine."""
-        return latency.model_copy(update={"engine": engine_figures(latency, logs, self.config.block_size)})
+        return latency.model_copy(update={"engine": engine_figures(latency, of, self.config.block_size)})
 
     def _noise(self) -> torch.Tensor:
         """A text for a model without prompts."""

@@ -7,16 +7,17 @@ slow pass delays a round by more than a median says. Short closed loops at every
 from collections.abc import Sequence
 from heapq import heappush
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from calibrate.model import TwoTower
-from calibrate.serving import Arrivals, Served, ServedBlocks, ServedTokens, Slots, Written, serve
+from calibrate.serving import Arrivals, Probe, Served, ServedBlocks, ServedTokens, Slots, Written, serve
 from calibrate.shapes import Shapes
 from twotower_sim.admission import Fcfs
 from twotower_sim.latency import PASS_NAMES, Host, Latency
-from twotower_sim.measured import Hull, autoregressive_measured, two_tower_measured
+from twotower_sim.measured import Hull, PassTime, autoregressive_measured, two_tower_measured
 from twotower_sim.policy import POLICIES
 from twotower_sim.profile import EngineFigures, MeasuredLatency
 from twotower_sim.recorded import RecordedRounds, RoundLog
@@ -30,24 +31,30 @@ WAVES = 3  # answers of each user
 FIRST_ROUNDS = 5  # of a loop, in which everything is new
 PAUSES, PAUSE_NS = 16, 20_000_000
 ENOUGH = 8  # rounds, to say something of a batch
-Logs = dict[str, list[RoundLog]]
-"""Rounds by kind of decoding."""
+PROBED_NS = 50_000_000
 
 
-def loops(model: TwoTower, shapes: Shapes, gamma: float, texts: Sequence[torch.Tensor], graphs: bool) -> Logs:
+class Loop(NamedTuple):
+    """What an engine did for some users."""
+
+    kind: str
+    log: list[RoundLog]
+    probe_s: float | None  # how fast the machine was: see ``serving.Probe``
+
+
+def loops(model: TwoTower, shapes: Shapes, gamma: float, texts: Sequence[torch.Tensor], graphs: bool) -> list[Loop]:
     """Closed loops of as many users as each batch has sequences, and one of a user who thinks. ``texts``: to cut
     prompts of, in turn."""
-    logs: Logs = {"two_tower": [], "autoregressive": []}
-    for kind, log in logs.items():
-        for users in shapes.sequences:
-            log += _loop(model, kind, users, shapes, gamma, texts, graphs)[FIRST_ROUNDS:]
-        log += _loop(model, kind, 1, shapes, gamma, texts, graphs, PAUSES)
-    return logs
+    out = []
+    for kind in ("two_tower", "autoregressive"):
+        out += [_loop(model, kind, users, shapes, gamma, texts, graphs) for users in shapes.sequences]
+        out.append(_loop(model, kind, 1, shapes, gamma, texts, graphs, PAUSES))
+    return out
 
 
 def _loop(
     model: TwoTower, kind: str, users: int, shapes: Shapes, gamma: float, texts, graphs: bool, pauses: int = 0
-) -> list[RoundLog]:
+) -> Loop:
     """``pauses``: of one user, before as many requests of one block."""
     size, requests = model.config.block_size, pauses or users * WAVES
     prompts = _prompts(texts, requests, shapes)
@@ -55,6 +62,7 @@ def _loop(
     slots, written = Slots(1 << 40, KV_BLOCK, users), Written(outputs, size)
     longest = max(len(prompt) + output for prompt, output in zip(prompts, outputs, strict=True))
     served, records = Served(model, slots, users, longest, prompts, graphs), Records(requests)
+    served.probe = Probe(model, PROBED_NS)
     decoder: ServedTokens | ServedBlocks = ServedTokens(KV_BLOCK, served)
     if kind == "two_tower":
         rules = POLICIES["fdfo"], 1, None, lambda request, waiting: 0
@@ -71,7 +79,7 @@ def _loop(
     nothing: Latency = RecordedRounds([])  # type: ignore[assignment]  # nobody asks it
     engine = RoundEngine(0, nothing, decoder, limits, Fcfs(), slots, records, on_finish)
     serve(engine, served, arrivals, lambda request, at_ns: Task(request, len(prompts[request]), outputs[request]))
-    return served.rounds
+    return Loop(kind, served.rounds if pauses else served.rounds[FIRST_ROUNDS:], served.probe.mean_s)
 
 
 def _prompts(texts: Sequence[torch.Tensor], requests: int, shapes: Shapes) -> list[torch.Tensor]:
@@ -82,22 +90,38 @@ def _prompts(texts: Sequence[torch.Tensor], requests: int, shapes: Shapes) -> li
     return list(endless[: sum(lengths)].split(lengths))
 
 
-def engine_figures(latency: MeasuredLatency, logs: Logs, block_size: int) -> EngineFigures:
+def engine_figures(latency: MeasuredLatency, loops: Sequence[Loop], block_size: int) -> EngineFigures:
     """Ratios of summed seconds, measured in loops over predicted from the grids, by kind of pass and batch; one forward
-    of both extends (decodes) and prompts over what its two parts give at their own ratios."""
-    busy, woken = ({kind: _after_idle(log, idle) for kind, log in logs.items()} for idle in (False, True))
+    of both extends (decodes) and prompts over what its two parts give at their own ratios. Seconds of a loop are taken
+    as if the machine had been as fast as when the grids were measured."""
     alone = latency.model_copy(update={"engine": None})
+    steady = [loop._replace(log=_at_speed(loop, slowness(alone, loop.probe_s, block_size))) for loop in loops]
+    busy, woken = ([loop._replace(log=_after_idle(loop.log, idle)) for loop in steady] for idle in (False, True))
     pure = _ratios(alone, busy, block_size, mixed=False)
-    parts = _with(alone, pure)
-    ratios = pure | _ratios(parts, busy, block_size, mixed=True)
-    rounds = [log for of in busy.values() for log in of]
+    ratios = pure | _ratios(_with(alone, pure), busy, block_size, mixed=True)
+    rounds = [log for loop in busy for log in loop.log]
     host_s = sum(_seconds(log) - log.denoiser_s - log.context_s for log in rounds) / len(rounds)
-    return EngineFigures(
-        ratios=ratios,
-        host_s=host_s,
-        rounds=len(rounds),
-        wake_s=_wake_s(_with(alone, ratios), woken, block_size, host_s),
-    )
+    wake_s = _wake_s(_with(alone, ratios), woken, block_size, host_s)
+    return EngineFigures(ratios=ratios, host_s=host_s, wake_s=wake_s, rounds=len(rounds))
+
+
+def slowness(latency: MeasuredLatency, probe_s: float | None, block_size: int) -> float:
+    """How much longer passes took than when the grids were measured, by the mean of a loop's probes; 1 without one."""
+    if probe_s is None:
+        return 1.0
+    probed = PassTime("denoise", latency.grids["denoise"], Hull("the grid", extrapolate=True), block_size)
+    return probe_s / probed(1, 0)
+
+
+def _at_speed(loop: Loop, slow: float) -> list[RoundLog]:
+    """Rounds, and the idle times between them kept, as they had been without the slowness."""
+    out, end_ns = [], 0
+    for before, log in zip([None, *loop.log], loop.log, strict=False):
+        start_ns = end_ns + (log.start_ns - before.end_ns if before else 0)
+        end_ns = start_ns + round((log.end_ns - log.start_ns) / slow)
+        seconds = log.denoiser_s / slow, log.context_s / slow
+        out.append(log._replace(start_ns=start_ns, end_ns=end_ns, denoiser_s=seconds[0], context_s=seconds[1]))
+    return out
 
 
 def _with(latency: MeasuredLatency, ratios: dict[str, list[float]]) -> MeasuredLatency:
@@ -113,9 +137,9 @@ def _after_idle(log: list[RoundLog], idle: bool) -> list[RoundLog]:
     return [this for before, this in pairwise(log) if (this.start_ns > before.end_ns) == idle]
 
 
-def _ratios(latency: MeasuredLatency, logs: Logs, block_size: int, mixed: bool) -> dict[str, list[float]]:
+def _ratios(latency: MeasuredLatency, loops: Sequence[Loop], block_size: int, mixed: bool) -> dict[str, list[float]]:
     seen: dict[str, list[tuple[int, float, float]]] = {}  # sequences, measured, alone
-    for kind, log in logs.items():
+    for kind, log, _ in loops:
         model = _latency(latency, kind, block_size, log)
         for of in log:
             denoiser_s, context_s, _ = model.round(*of.shape)
@@ -144,10 +168,10 @@ def _by_batch(rows: np.ndarray, batches: np.ndarray) -> list[float]:
     return np.where(counts >= ENOUGH, measured / np.where(alone, alone, 1), overall).tolist()
 
 
-def _wake_s(latency: MeasuredLatency, logs: Logs, block_size: int, host_s: float) -> float:
+def _wake_s(latency: MeasuredLatency, loops: Sequence[Loop], block_size: int, host_s: float) -> float:
     """What rounds that end an idle time take longer than others of their shape; noise that says less is nothing."""
-    longer = []
-    for kind, log in logs.items():
+    longer: list[float] = []
+    for kind, log, _ in loops:
         model = _latency(latency, kind, block_size, log)
         longer += [_seconds(of) - host_s - sum(model.round(*of.shape)[:2]) for of in log]
     return max(0.0, sum(longer) / len(longer)) if longer else 0.0

@@ -47,7 +47,7 @@ class Slots(KvCache):
 
 
 class Clock:
-    """Nanoseconds since it was started."""
+    """Nanoseconds since it was started, pauses left out."""
 
     def __init__(self) -> None:
         self._start_ns = time.perf_counter_ns()
@@ -56,9 +56,46 @@ class Clock:
     def now_ns(self) -> int:
         return time.perf_counter_ns() - self._start_ns
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        start_ns = time.perf_counter_ns()
+        yield
+        self._start_ns += time.perf_counter_ns() - start_ns
+
     def wait_until(self, at_ns: int) -> None:
         if (left_ns := at_ns - self.now_ns) > 0:
             time.sleep(left_ns / 1e9)
+
+
+class Probe:
+    """How fast the machine is at the moment: now and then a denoise pass of one sequence without context, for which the
+    clock stands still. Shared machines change their speed by tens of percent within seconds."""
+
+    def __init__(self, model: TwoTower, every_ns: int = 200_000_000) -> None:
+        size = model.config.block_size
+        self._blocks, self._passes = Blocks(model, 1, 0.5, size), Passes(model, model.cache(2, size))
+        self._rows, self._every_ns, self._at_ns = torch.zeros(1, dtype=torch.int64, device=model.device), every_ns, 0
+        self.seconds: list[float] = []
+        self._pass()  # the first of a kind takes longer
+
+    def _pass(self) -> float:
+        self._blocks.start(self._rows)
+        start = time.perf_counter()
+        for column in self._blocks.denoise(self._rows, self._passes, GREEDY):
+            column.tolist()
+        return time.perf_counter() - start
+
+    def take(self, clock: Clock) -> None:
+        """Unless it is too early for another."""
+        if clock.now_ns >= self._at_ns:
+            with clock.paused():
+                self.seconds.append(self._pass())
+            self._at_ns = clock.now_ns + self._every_ns
+
+    @property
+    def mean_s(self) -> float | None:
+        """None: there was no time for one."""
+        return sum(self.seconds) / len(self.seconds) if self.seconds else None
 
 
 class Served:
@@ -74,7 +111,7 @@ class Served:
         graphs: bool = True,
     ) -> None:
         """``sequences`` of at most ``longest`` tokens at a time; ``prompts`` by request, int64 (T,)."""
-        self.model, self.slots, self.clock = model, slots, Clock()
+        self.model, self.slots, self.clock, self.probe = model, slots, Clock(), Probe(model)
         self.passes = Passes(model, model.cache(sequences + 1, longest), graphs)
         self.sequences = sequences
         self.text = [prompt.tolist() for prompt in prompts]  # prompts, and what is committed
@@ -278,5 +315,6 @@ def serve(engine: RoundEngine, served: Served, arrivals: Arrivals, arrive: Calla
             if engine.idle:
                 return
             engine.advance(engine.clock_ns + 1)
+            served.probe.take(served.clock)
     finally:
         gc.enable()

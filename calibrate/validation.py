@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from calibrate.calibration import BUNDLED, Calibration, Settings
-from calibrate.in_situ import Logs
+from calibrate.in_situ import Loop, slowness
 from calibrate.model import TwoTower
 from calibrate.prompts import of_lengths, read_prompts
 from calibrate.serving import Arrivals, Served, ServedBlocks, ServedTokens, Slots, Written, serve
@@ -185,18 +185,23 @@ class Validation:
         real: list[list[RealRun]] = [[] for _ in self._questions]
         journal = self._calibration.journal()
         commits = self._calibration.commits(model, journal, console) if self._calibrates else {}
-        logs: Logs = {}
+        loops: list[Loop] = []
         for repetition in range(self._repetitions):
             if self._calibrates:
                 latency = self._calibration.survey(model, SAMPLES * (repetition + 1), journal, console).run(0, 0.0)
-                for kind, log in self._calibration.engine_logs(model).items():
-                    logs[kind] = logs.get(kind, []) + log
-                latency = self._calibration.with_engine(latency, logs)
+                loops += self._calibration.engine_loops(model)
+                latency = self._calibration.with_engine(latency, loops)
                 save_profile(self._calibration.profile(latency, commits), self.profile)
             for question, runs in zip(self._questions, real, strict=True):
                 runs.append(self._serve(question, model, console))
+        measured, size = load_profile(str(self.profile)).latency, self._calibration.config.block_size
+        assert measured is not None
         return [
-            validated(partial(question.on, self.profile), runs, DRAWS)
+            validated(
+                partial(question.on, self.profile),
+                [of._replace(slowness=slowness(measured, of.slowness or None, size)) for of in runs],
+                DRAWS,
+            )
             for question, runs in zip(self._questions, real, strict=True)
         ]
 
@@ -277,7 +282,9 @@ def serve_run(run: Run, model: TwoTower, prompts: list[torch.Tensor], finished: 
     serve(engine, served, arrivals, arrive)
     lengths = zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True)
     text = [of[n : n + tokens] for of, (n, tokens) in zip(served.text, lengths, strict=True)]
-    return RealRun(outcome(run, rounds), served.rounds, written.sizes, run.records.units(), text)
+    return RealRun(
+        outcome(run, rounds), served.rounds, written.sizes, run.records.units(), text, served.probe.mean_s or 0.0
+    )
 
 
 def _decoder(run: Run, served: Served) -> tuple[ServedBlocks | ServedTokens, Written]:

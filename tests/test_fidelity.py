@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import synthetic
+from profiles import measured_profile
 
 from twotower_sim.fidelity import (
     HEADLINE,
@@ -17,6 +18,7 @@ from twotower_sim.fidelity import (
     worst,
 )
 from twotower_sim.plan import BlockPlans
+from twotower_sim.profile import Profile
 from twotower_sim.recorded import RecordedCommits, RoundLog
 from twotower_sim.scenario import Scenario
 from twotower_sim.simulation import Run, prepare, simulate
@@ -51,7 +53,7 @@ def pretended(way: str, slower: float = 1.0) -> RealRun:
     model, log = run.latency, []
 
     class Logging:
-        one_forward, extrapolated = False, model.extrapolated
+        one_forward, extrapolated, host = False, model.extrapolated, model.host
 
         def round(self, *shape):
             return self.noted(shape, int(shape[0] > 0), model.round(*shape))
@@ -69,7 +71,7 @@ def pretended(way: str, slower: float = 1.0) -> RealRun:
     if run.luck:
         steps = [run.luck.steps(request, 0) for request in range(len(run.requests))]
         sizes = [[[1] * (n - 1) + [17 - n] for n in blocks] for blocks in steps]
-    return RealRun(found, log, sizes, run.records.units(), [])
+    return RealRun(found, log, sizes, run.records.units(), [], 1.0)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -155,10 +157,6 @@ def test_shares_of_passes_sum_to_one():
 
 
 def test_the_report_says_what_was_found(tmp_path):
-    from twotower_sim.profile import Profile
-
-    from profiles import measured_profile
-
     both = [validated(lambda draw, way=way: prepared(way), [pretended(way, 1.25)] * 2, draws=2) for way in WAYS]
     found = Report(both, Profile.model_validate(measured_profile()), True, 0.12, "twotower-sim validate s.yaml")
     text, data = markdown(found), as_json(found)

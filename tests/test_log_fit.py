@@ -227,7 +227,13 @@ def test_requests_that_do_not_fit_are_left_out_where_the_scenario_says_so(tmp_pa
 def test_report(tmp_path, capsys):
     log_of(tmp_path, **sections(BUSY, requests=80))
     validate_log(
-        tmp_path / "requests.csv.gz", None, ["scheduler.max_num_seqs=128"], tmp_path / "out", 0.6, 0.05, tmp_path / "p.svg"
+        tmp_path / "requests.csv.gz",
+        None,
+        ["scheduler.max_num_seqs=128"],
+        tmp_path / "out",
+        0.6,
+        0.05,
+        tmp_path / "p.svg",
     )
     told = json.loads((tmp_path / "out" / "log_validation.json").read_text())
     assert told["requests"] == {"fitted": 48, "predicted": 32}

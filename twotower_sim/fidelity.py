@@ -6,6 +6,9 @@ probability 1 - 2^(1 - repetitions).
 
 An error is split by simulating once more with something replaced by what was recorded. With the recorded rounds and
 commits only scheduling is left to differ; with recorded commits alone, scheduling and latency; with neither, all three.
+
+A shared machine is not always as fast as when it was measured. Probes during a run tell by how much, and the run is
+predicted for the machine as it was.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,6 +49,7 @@ class RealRun(NamedTuple):
     sizes: list[list[list[int]]]  # of every commit, by request and block; no blocks: empty
     units: np.ndarray  # of every block: see ``Records.units``
     text: list[list[int]]  # tokens of every answer
+    slowness: float  # of the machine while it ran: how much longer passes took than when they were measured
 
 
 def outcome(run: Run, rounds: Sequence[Round]) -> Outcome:
@@ -74,6 +78,12 @@ def predict(run: Run) -> Outcome:
     rounds: list[Round] = []
     simulate(run, lambda index, round: rounds.append(round))
     return outcome(run, rounds)
+
+
+def slowed(run: Run, real: RealRun) -> Run:
+    """The run on the machine as it was."""
+    run.latency = run.latency.slowed(real.slowness)
+    return run
 
 
 def with_recorded_commits(run: Run, real: RealRun) -> Run:
@@ -147,8 +157,8 @@ class PassError(NamedTuple):
 def pass_errors(latency: Latency, real: Sequence[RealRun], kind: str, in_turn: bool) -> dict[str, PassError]:
     """What a latency model makes of the very rounds that were run, by kind of pass; ``host``: what is no pass."""
     sums: dict[str, list[float]] = {}
-    for log in (log for run in real for log in run.log):
-        denoiser_s, context_s, round_s = _cost(latency, log, in_turn)
+    for slow, log in ((latency.slowed(run.slowness), log) for run in real for log in run.log):
+        denoiser_s, context_s, round_s = _cost(slow, log, in_turn)
         shared = log.n_extend if kind == "two_tower" else log.n
         name = PASS_NAMES[kind][(shared > 0) + 2 * (log.prefill[0] > 0)]
         measured_host_s = (log.end_ns - log.start_ns) / 1e9 - log.denoiser_s - log.context_s
@@ -177,15 +187,17 @@ def _cost(latency: Latency, log: RoundLog, in_turn: bool) -> tuple[float, float,
 class Validated:
     """A scenario's repetitions, and what was predicted of each.
 
-    ``expected`` is one prediction for all, the mean over draws of luck; ``luck`` the standard deviation of one draw,
-    relative to it: no prediction of a single run can be better than that.
+    ``expected`` are means over draws of luck; ``luck`` the standard deviation of one draw, relative to them: no
+    prediction of a single run can be better than that. ``elsewhere`` are predictions with recorded commits for the
+    machine as it was when it was measured.
     """
 
     run: Run
     real: list[RealRun]
     replayed: list[Outcome]
     recorded: list[Outcome]
-    expected: Figures
+    elsewhere: list[Figures]
+    expected: list[Figures]
     luck: Figures
     strayed: int  # rounds of replays that were not as recorded
     passes: dict[str, PassError]
@@ -200,31 +212,44 @@ class Validated:
 
     @property
     def expected_errors(self) -> Errors:
-        return errors([self.expected] * len(self.real), self.measured)
+        return errors(self.expected, self.measured)
 
     def parts(self, figure: str) -> dict[str, float]:
-        """The error of a figure with the expected commits, by where it comes from: medians over repetitions."""
-        measured = [of[figure] for of in self.measured]
-        replayed, recorded = ([of.figures[figure] for of in runs] for runs in (self.replayed, self.recorded))
-        rows = list(zip(measured, replayed, recorded, strict=True))
+        """The error of a figure with the expected commits, by where it comes from, and, ``machine``, what it would be
+        off more if the machine's speed were not known: medians over repetitions."""
+        replayed, recorded = ([of.figures for of in runs] for runs in (self.replayed, self.recorded))
+        columns = self.measured, replayed, recorded, self.expected, self.elsewhere
+        rows = [[of[figure] for of in row] for row in zip(*columns, strict=True)]
         return {
-            "scheduling": median(replay / m - 1 for m, replay, _ in rows),
-            "latency": median((known - replay) / m for m, replay, known in rows),
-            "commits": median((self.expected[figure] - known) / m for m, _, known in rows),
+            "scheduling": median(replay / m - 1 for m, replay, *_ in rows),
+            "latency": median((known - replay) / m for m, replay, known, *_ in rows),
+            "commits": median((expected - known) / m for m, _, known, expected, _ in rows),
+            "machine": median((elsewhere - known) / m for m, _, known, _, elsewhere in rows),
         }
 
 
 def validated(prepare: Callable[[int], Run], real: list[RealRun], draws: int) -> Validated:
     """Predict a scenario that was run for real. ``prepare(draw)`` gives a fresh run with the luck of a draw; draw 0 is
     the scenario's own."""
-    replays = [with_recorded_rounds(prepare(0), of) for of in real]
-    replayed = [predict(run) for run, _ in replays]
-    recorded = [predict(with_recorded_commits(prepare(0), of)) for of in real]
     run = prepare(0)
-    drawn = [predict(run).figures, *(predict(prepare(draw)).figures for draw in range(1, draws if run.luck else 1))]
-    expected = {name: float(np.mean([of[name] for of in drawn])) for name in drawn[0]}
-    luck = {name: float(np.std([of[name] for of in drawn])) / expected[name] for name in drawn[0]}
-    kind, in_turn = run.scenario.decoding.kind, run.scenario.scheduler.policy == "lockstep"
-    passes = pass_errors(prepare(0).latency, real, kind, in_turn)
-    strayed = sum(rounds.strayed for _, rounds in replays)
-    return Validated(run, real, replayed, recorded, expected, luck, strayed, passes)
+    replays = [with_recorded_rounds(prepare(0), of) for of in real]
+    expected, luck = zip(*(_expected(prepare, of, draws if run.luck else 1) for of in real), strict=True)
+    in_turn = run.scenario.scheduler.policy == "lockstep"
+    return Validated(
+        run,
+        real,
+        replayed=[predict(run) for run, _ in replays],
+        recorded=[predict(with_recorded_commits(slowed(prepare(0), of), of)) for of in real],
+        elsewhere=[predict(with_recorded_commits(prepare(0), of)).figures for of in real],
+        expected=list(expected),
+        luck=luck[0],
+        strayed=sum(rounds.strayed for _, rounds in replays),
+        passes=pass_errors(run.latency, real, run.scenario.decoding.kind, in_turn),
+    )
+
+
+def _expected(prepare: Callable[[int], Run], real: RealRun, draws: int) -> tuple[Figures, Figures]:
+    """Means of figures over draws of luck, and their standard deviations relative to them."""
+    drawn = [predict(slowed(prepare(draw), real)).figures for draw in range(draws)]
+    means = {name: float(np.mean([of[name] for of in drawn])) for name in drawn[0]}
+    return means, {name: float(np.std([of[name] for of in drawn])) / mean for name, mean in means.items()}

@@ -16,7 +16,7 @@ transfer included.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,22 @@ class Latency:
         """Both decode costs from one ``decode(maximum, *tables)``: with lists and ``max``, and with arrays."""
         one = decode(max, *(table.tolist() for table in tables))
         return cls(one, decode(np.maximum, *tables), mixed, **more)
+
+    def slowed(self, factor: float) -> "Latency":
+        """The same on a machine on which everything takes ``factor`` as long."""
+
+        def of(cost: Callable) -> Callable:
+            return lambda *shape: tuple(factor * seconds for seconds in cost(*shape))
+
+        transfer, host = self.transfer, self.host
+        return replace(
+            self,
+            decode=of(self.decode),
+            decode_many=of(self.decode_many),
+            mixed=of(self.mixed),
+            host=Host(factor * host.seconds, host.hidden, factor * host.wake_s),
+            transfer=lambda states, tokens: factor * transfer(states, tokens),
+        )
 
     def round(self, n: int, context: int, n_extend: int, extend_context: int, prefill: Prefill) -> Cost:
         """One round of any shape; ``prefill`` is (tokens, pairs, context, sequences)."""

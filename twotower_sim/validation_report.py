@@ -108,23 +108,31 @@ def _parts(found: Report) -> list[str]:
     rows = []
     for scenario in found.scenarios:
         for name in HEADLINE[:2]:
-            parts = scenario.parts(name)
+            parts = [f"{part:+.1%}" for part in scenario.parts(name).values()]
+            luck, speeds = f"{scenario.luck[name]:.1%}", [f"{real.slowness:.2f}" for real in scenario.real]
             rows.append(
                 [
                     scenario.run.scenario.name,
                     NAMES[name],
-                    *(f"{part:+.1%}" for part in parts.values()),
-                    f"{scenario.luck[name]:.1%}",
+                    *parts[:3],
+                    luck,
                     scenario.strayed,
+                    parts[3],
+                    " ".join(speeds),
                 ]
             )
     return [
         "## Where the errors come from",
         "",
         "Scheduling: with recorded commits and durations, all that is left. Latency: what predicting durations adds. "
-        "Commits: what drawing commits adds; luck: the standard deviation of one draw around the mean of many.",
+        "Commits: what drawing commits adds; luck: the standard deviation of one draw around the mean of many. "
+        "Machine: what leaving out the machine's speed during the run would add; slowness: seconds of a probe during each "
+        "run over those when it was calibrated.",
         "",
-        *_table(["run", "figure", "scheduling", "latency", "commits", "luck", "rounds that strayed"], rows),
+        *_table(
+            ["run", "figure", "scheduling", "latency", "commits", "luck", "rounds that strayed", "machine", "slowness"],
+            rows,
+        ),
         "",
     ]
 
@@ -212,6 +220,7 @@ def _scenario_json(of: Validated, goal: float) -> dict[str, Any]:
         "parts": {name: of.parts(name) for name in HEADLINE},
         "passes": {kind: error._asdict() for kind, error in of.passes.items()},
         "rounds_that_strayed": of.strayed,
+        "slowness": [real.slowness for real in of.real],
         "warnings": of.run.warnings,
     }
 
