@@ -5,7 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.commit_fit import Likelihood, Observations, Prompt, errors, figures, fit, loss, steps_moments, vector
+from calibrate.commit_fit import (
+    HARD,
+    PARAMETERS,
+    Configuration,
+    Likelihood,
+    Observations,
+    Prompt,
+    errors,
+    figures,
+    fit,
+    fit_alone,
+    loss,
+    steps_moments,
+    together,
+    vector,
+)
 from calibrate.observed import BLOCKS_OF, read
 from twotower_sim.commits import FittedCommits, steps_ahead
 from twotower_sim.luck import OBSERVED
@@ -89,3 +104,35 @@ def test_the_fit_finds_the_law_that_commits_were_drawn_from():
     assert found.classes["math"].mean - found.classes["code"].mean == pytest.approx(
         truth.classes["math"].mean - truth.classes["code"].mean, abs=0.3
     )
+
+
+def test_one_class_alone_finds_its_hard_blocks():
+    """A law whose blocks are now and then hard comes back with its mean and its spread of steps; two classes go into
+    one section, each as it was fitted."""
+    alone = []
+    for class_, hard in (("math", 0.1), ("code", 0.0)):
+        truth = replace(law(), hard=hard, hard_by=2.0)
+        drawn = FittedCommits(truth, class_, 0.8, 16, 16)
+        requests, blocks = np.repeat(np.arange(80), 6), np.tile(np.arange(6), 80)
+        steps = drawn.steps(5, requests, blocks)
+        lists = [part.tolist() for part in np.split(drawn.sizes(5, requests, blocks, steps), np.cumsum(steps)[:-1])]
+        found = fit_alone([Prompt(class_, 0.8, 16, lists[6 * i : 6 * i + 6]) for i in range(80)], 16)
+        again = FittedCommits(found.figures(), class_, 0.8, 16, 16).steps(6, np.arange(20_000), np.zeros(20_000, int))
+        first = drawn.steps(6, np.arange(20_000), np.zeros(20_000, int))
+        assert again.mean() == pytest.approx(first.mean(), rel=0.05)
+        assert again.std() == pytest.approx(first.std(), rel=0.1)
+        alone.append(found)
+    both = together(alone)
+    for one, name in zip(alone, ("math", "code"), strict=True):
+        mine = both.figures().of(name)
+        assert {p: getattr(mine, p) for p in PARAMETERS + HARD} == {p: getattr(one, p) for p in PARAMETERS + HARD}
+
+
+def test_a_configuration_is_left_out_with_the_prompts_that_are_in_it():
+    at = Configuration("math", 0.8, 16, 16, np.array([5.0, 6.0]), frozenset({"a", "b"}))
+    prompts = [Prompt("math", 0.8, 16, [[16]], name) for name in ("a", "b", "c")] + [
+        Prompt("code", 0.8, 16, [[16]], "a")
+    ]
+    left = Observations({"math": 1, "code": 1}, 16, prompts, [at]).without(at)
+    assert not left.configurations
+    assert [(prompt.class_, prompt.name) for prompt in left.prompts] == [("math", "c"), ("code", "a")]

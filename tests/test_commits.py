@@ -1,5 +1,7 @@
 """The commit law: distributions against brute force, the decoding rule in every draw, keyed luck."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -168,3 +170,35 @@ def test_the_law_holds_at_the_bounds_of_its_figures(concentration, slope, steps)
     assert (taken >= 1).all()
     assert (taken <= steps).all()
     assert extreme.sizes(0, *blocks, taken).sum() == 50 * MOST_FITTED
+
+
+# ---------------------------------------------------------------------- classes of their own
+
+
+def figures_with(**more) -> Figures:
+    return replace(FIGURES, **more)
+
+
+def drawn_steps(figures: Figures, class_: str) -> np.ndarray:
+    law = FittedCommits(figures, class_, 0.8, 16, 16)
+    return law.steps(3, np.arange(40_000), np.zeros(40_000, np.int64))
+
+
+def test_a_share_of_blocks_is_harder():
+    """Blocks are those of the easy law and of one that is lower, in the shares given; none is as if nothing was said."""
+    easy, hard = drawn_steps(FIGURES, "math"), drawn_steps(figures_with(hard=1.0, hard_by=2.0), "math")
+    mixed = drawn_steps(figures_with(hard=0.25, hard_by=2.0), "math")
+    assert hard.mean() > easy.mean() + 2
+    expected = 0.75 * easy.mean() + 0.25 * hard.mean()
+    assert mixed.mean() == pytest.approx(expected, abs=4 * mixed.std() / 200)
+    assert (drawn_steps(figures_with(hard=0.0, hard_by=9.0), "math") == easy).all()
+
+
+def test_a_class_may_have_parameters_of_its_own():
+    math = FIGURES.classes["math"]
+    own = replace(math, own={"gamma": 0.1, "concentration": 5.0})
+    apart = replace(FIGURES, classes=dict(FIGURES.classes) | {"math": own})
+    shared = replace(FIGURES, gamma=0.1, concentration=5.0)
+    assert (drawn_steps(apart, "math") == drawn_steps(shared, "math")).all()
+    assert (drawn_steps(apart, "code") == drawn_steps(FIGURES, "code")).all()
+    assert (drawn_steps(apart, "math") != drawn_steps(FIGURES, "math")).any()

@@ -53,7 +53,7 @@ def pretended(way: str, slower: float = 1.0) -> RealRun:
     model, log = run.latency, []
 
     class Logging:
-        one_forward, extrapolated, host = False, model.extrapolated, model.host
+        one_forward, side_by_side, extrapolated, host = False, False, model.extrapolated, model.host
 
         def round(self, *shape):
             return self.noted(shape, int(shape[0] > 0), model.round(*shape))

@@ -360,3 +360,77 @@ def test_a_profile_of_another_model_is_noticed_by_its_bytes(tmp_path):
     profile["latency"]["memory"]["weights_bytes"] = 5_000_000
     (said,) = (w for w in run_with(tmp_path, profile)[0].warnings if "weights_bytes" in w)
     assert "not on nemotron-twotower-30b-a3b in bfloat16: weights_bytes 5,000,000, not 126," in said
+
+
+# ---------------------------------------------------------------------- inside an engine
+
+ENGINE = {
+    "ratios": {"denoise": [1.1, 1.2, 1.3, 1.4, 1.5], "extend+prefill": [2.0] * 5},
+    "host_s": 1e-4,
+    "wake_s": 2e-3,
+    "rounds": 100,
+}
+
+
+def inside(**changes) -> dict:
+    profile = measured_profile(split=False)
+    profile["latency"]["engine"] = ENGINE | changes
+    return profile
+
+
+def test_passes_take_what_they_take_inside_an_engine():
+    of, alone = Profile.model_validate(inside()).latency, two_tower()
+    latency = two_tower(of)
+    for ratio, n in zip(ENGINE["ratios"]["denoise"], SEQUENCES, strict=True):
+        assert latency.decode(n, 256 * n, 0, 0)[0] == pytest.approx(ratio * alone.decode(n, 256 * n, 0, 0)[0])
+    assert latency.decode(0, 0, 4, 1024) == alone.decode(0, 0, 4, 1024)
+    mix = 0, 0, 16, 0, 64, 0, 64, 1
+    assert latency.mixed(*mix)[1] == pytest.approx(2 * alone.mixed(*mix)[1])
+
+
+@given(st.integers(1, MOST), st.integers(0, 32768))
+def test_numbers_and_arrays_agree_inside_an_engine(n, context):
+    latency = two_tower(Profile.model_validate(inside()).latency)
+    many = latency.decode_many(np.array([n]), np.array([n * context]), 0, 0)
+    assert [float(np.ravel(of)[0]) for of in many] == list(latency.decode(n, n * context, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ratios": {"denoise": [1.0]}}, "engine.ratios.denoise has 1 entries; its grid has 5 sequences"),
+        ({"ratios": {"verify": [1.0]}}, "engine.ratios.verify has 1 entries; its grid has 0 sequences"),
+        ({"wake_s": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_engine_figures_that_cannot_be(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Profile.model_validate(inside(**changes))
+
+
+def test_a_slower_machine_is_slower_everywhere():
+    fast, slow = two_tower(split=True), two_tower(split=True).slowed(1.5)
+    for shape in ((4, 1024, 0, 0), (4, 1024, 2, 512)):
+        assert slow.decode(*shape) == pytest.approx([1.5 * s for s in fast.decode(*shape)])
+        assert slow.mixed(*shape, 64, 0, 64, 1) == pytest.approx([1.5 * s for s in fast.mixed(*shape, 64, 0, 64, 1)])
+    assert slow.transfer(2, 32) == 1.5 * fast.transfer(2, 32)
+
+
+def test_an_idle_engine_wakes_and_every_round_has_its_host_time(tmp_path):
+    """The first token of a lone request is later by the wake and by the host time of its rounds, in both engines."""
+    sections = {
+        "workload": synthetic(1, rate_rps=1.0, output_tokens=12),
+        "deployment": {"placement": {"kind": "colocated"}},
+        "scheduler": {"max_num_seqs": 4},
+        "commits": {"kind": "constant", "tokens_per_step": 16},
+    }
+    times = []
+    for profile in (measured_profile(split=False), inside(ratios={})):
+        latency = {"kind": "profile", "path": write(profile, tmp_path / "p.json")}
+        run, results = run_of(tmp_path, **sections, latency=latency)
+        run.may_be_fast = False
+        assert (
+            simulate(run).records.finish_ns == run_of(tmp_path, **sections, latency=latency)[0].records.finish_ns
+        ) is True
+        times.append(results.columns.first_ns[0] - results.columns.arrival_ns[0])
+    assert times[1] - times[0] == 2_000_000 + 2 * 100_000

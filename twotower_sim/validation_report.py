@@ -126,8 +126,8 @@ def _parts(found: Report) -> list[str]:
         "",
         "Scheduling: with recorded commits and durations, all that is left. Latency: what predicting durations adds. "
         "Commits: what drawing commits adds; luck: the standard deviation of one draw around the mean of many. "
-        "Machine: what leaving out the machine's speed during the run would add; slowness: seconds of a probe during each "
-        "run over those when it was calibrated.",
+        "Machine: what leaving out the machine's speed during the run would add; slowness: of probes during each "
+        "run over what they took in the calibration.",
         "",
         *_table(
             ["run", "figure", "scheduling", "latency", "commits", "luck", "rounds that strayed", "machine", "slowness"],
