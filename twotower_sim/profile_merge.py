@@ -5,10 +5,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 from pydantic import ValidationError
 
 from twotower_sim.errors import InputError
-from twotower_sim.profile import Grid, MeasuredLatency, Profile, Section, load_profile, save_profile
+from twotower_sim.profile import EngineFigures, Grid, MeasuredLatency, Profile, Section, load_profile, save_profile
 
 SAME_LATENCY = ("device", "model", "dtype", "placement", "backend")
 """What two measurements of latency must have in common to stand in one grid."""
@@ -68,12 +69,35 @@ def _latency(section: str, a: MeasuredLatency, b: MeasuredLatency) -> MeasuredLa
     drifts = [drift for drift in (a.drift, b.drift) if drift]
     return MeasuredLatency(
         transfer=grids.pop("transfer", None),
+        engine=_engine(a, b, grids),
         passes=grids,  # type: ignore[arg-type]
         held_out={name: held for name, held in (a.held_out | b.held_out).items() if name not in both},
         drift=max(drifts, key=lambda drift: drift.moved, default=None),
         memory=a.memory or b.memory,
         skipped=a.skipped + b.skipped,
     )
+
+
+def _engine(a: MeasuredLatency, b: MeasuredLatency, grids: dict[str, Grid]) -> EngineFigures | None:
+    """At each batch the ratio of whoever measured it, between batches what lies between; the rest by rounds."""
+    known = [of for of in (a, b) if of.engine]
+    figures = [of.engine for of in known if of.engine]
+    if not figures:
+        return None
+    ratios = {}
+    for name in {name for engine in figures for name in engine.ratios}:
+        at: dict[int, float] = {}
+        for of in known:
+            if of.engine and name in of.engine.ratios:
+                at = dict(zip(_batches(of.grids, name), of.engine.ratios[name], strict=True)) | at
+        ratios[name] = np.interp(_batches(grids, name), sorted(at), [at[n] for n in sorted(at)]).tolist()
+    rounds = [engine.rounds for engine in figures]
+    host_s, wake_s = np.average([(engine.host_s, engine.wake_s) for engine in figures], axis=0, weights=rounds).tolist()
+    return EngineFigures(ratios=dict(sorted(ratios.items())), host_s=host_s, wake_s=wake_s, rounds=sum(rounds))
+
+
+def _batches(grids: dict[str, Grid], name: str) -> list[int]:
+    return grids[name].axes["sequences"]
 
 
 def _grid(where: str, a: Grid, b: Grid) -> Grid:

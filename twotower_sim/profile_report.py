@@ -101,6 +101,10 @@ def _origin(profile: Profile) -> Iterator[str]:
     if profile.latency and (memory := profile.latency.memory):
         sizes = f"{memory.bytes_per_sequence:,} bytes a sequence, {memory.bytes_per_token:,} bytes a token"
         yield f"Memory      weights {memory.weights_bytes / 1e9:,.3f} GB, {sizes}"
+    if profile.latency and (engine := profile.latency.engine):
+        ratios = ", ".join(f"{name} {np.mean(ratio):.2f}" for name, ratio in engine.ratios.items())
+        beside = f"{engine.host_s * 1e3:.2f} ms a round beside, {engine.wake_s * 1e3:.2f} ms to wake"
+        yield f"Engine      passes inside over alone: {ratios}; {beside}; {engine.rounds:,} rounds"
     yield from (f"Note        {note}" for note in of.notes)
 
 
