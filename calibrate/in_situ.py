@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from calibrate.model import TwoTower
-from calibrate.serving import Arrivals, Probe, Served, ServedBlocks, ServedTokens, Slots, Written, serve
+from calibrate.serving import Arrivals, Served, ServedBlocks, ServedTokens, Slots, Written, serve
 from calibrate.shapes import Shapes
 from twotower_sim.admission import Fcfs
 from twotower_sim.latency import PASS_NAMES, Host, Latency
@@ -29,9 +29,8 @@ KV_BLOCK = 16
 BLOCKS = 4  # of an answer
 WAVES = 3  # answers of each user
 FIRST_ROUNDS = 5  # of a loop, in which everything is new
-PAUSES, PAUSE_NS = 16, 20_000_000
+PAUSES, PAUSE_NS = 10, 250_000_000
 ENOUGH = 8  # rounds, to say something of a batch
-PROBED_NS = 50_000_000
 
 
 class Loop(NamedTuple):
@@ -62,7 +61,6 @@ def _loop(
     slots, written = Slots(1 << 40, KV_BLOCK, users), Written(outputs, size)
     longest = max(len(prompt) + output for prompt, output in zip(prompts, outputs, strict=True))
     served, records = Served(model, slots, users, longest, prompts, graphs), Records(requests)
-    served.probe = Probe(model, PROBED_NS)
     decoder: ServedTokens | ServedBlocks = ServedTokens(KV_BLOCK, served)
     if kind == "two_tower":
         rules = POLICIES["fdfo"], 1, None, lambda request, waiting: 0

@@ -71,7 +71,7 @@ class Probe:
     """How fast the machine is at the moment: now and then a denoise pass of one sequence without context, for which the
     clock stands still. Shared machines change their speed by tens of percent within seconds."""
 
-    def __init__(self, model: TwoTower, every_ns: int = 200_000_000) -> None:
+    def __init__(self, model: TwoTower, every_ns: int = 100_000_000) -> None:
         size = model.config.block_size
         self._blocks, self._passes = Blocks(model, 1, 0.5, size), Passes(model, model.cache(2, size))
         self._rows, self._every_ns, self._at_ns = torch.zeros(1, dtype=torch.int64, device=model.device), every_ns, 0

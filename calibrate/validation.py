@@ -35,6 +35,7 @@ from twotower_sim.profile import load_profile, save_profile
 from twotower_sim.recorded import RecordedRounds
 from twotower_sim.records import Records
 from twotower_sim.replica import Round
+from twotower_sim.requests import Requests
 from twotower_sim.result import all_or_nothing, write_json
 from twotower_sim.rounds import Task
 from twotower_sim.scenario import load_scenario
@@ -49,7 +50,7 @@ from twotower_sim.validation_report import (
     write_runs,
 )
 
-SAMPLES = 3
+SAMPLES = 2
 """Of every pass in a repetition."""
 DRAWS = 20
 """Of the luck of all requests, whose mean is what a planner expects."""
@@ -149,9 +150,10 @@ class Validation:
         seats = max(scenario.scheduler.max_num_seqs for scenario in scenarios)
         budget = max(scenario.scheduler.max_num_batched_tokens for scenario in scenarios)
         blocks = [s.decoding for s in scenarios if isinstance(s.decoding, ask.TwoTower)]
+        longest = max(int((load.input_tokens + load.output_tokens).max()) for load in self._load())
         return Settings(
             model=model, out=self.profile, devices=devices, dtype=None, weights="checkpoint", skew=0.0, backend="own",
-            batch=_dense(seats), context=[0, *_rising(128, self._longest())], tokens=_rising(16, budget),
+            batch=_dense(seats), context=[0, *_rising(128, longest)], tokens=_rising(16, budget),
             block_sizes=[], repetitions=SAMPLES * self._repetitions, refine=0, tolerance=0.0,
             gammas=sorted({gamma for of in blocks for gamma in of.gammas}),
             steps_per_block=sorted({of.steps_per_block for of in blocks}), new_tokens=None, decode_batch=16,
@@ -160,24 +162,24 @@ class Validation:
         )  # fmt: skip
 
     def _prompts_to_fit(self, model: str) -> Path | None:
-        """For the tiny model more prompts than are bundled; None: the bundled ones."""
+        """For the tiny model other texts, cut as the scenarios' prompts are; None: the bundled prompts."""
         if model != "tiny":
             return None
+        lengths = np.quantile(np.concatenate([load.input_tokens for load in self._load()]), _spread(PROMPTS_TO_FIT))
+        rows = [
+            {"class": class_, "prompt": text[: int(length)]}
+            for class_, texts in corpus.texts(corpus.split()[1], TEXTS_TO_FIT).items()
+            for text, length in zip(texts, lengths, strict=False)
+        ]
         file = Path(self._folder.name) / "prompts.jsonl"
-        rows = corpus.prompts(corpus.split()[1], TEXTS_TO_FIT, PROMPTS_TO_FIT)
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return file
 
-    def _longest(self) -> int:
-        """Tokens of the longest sequence of any scenario."""
-        longest = 0
-        longest = 0
+    def _load(self) -> list[Requests]:
+        """The requests of every scenario."""
         free = ask.AffineLatency.model_validate({"kind": "affine", "prefill": {}, "decode": {}})
         update = {"latency": free, "decoding": ask.Autoregressive(kind="autoregressive")}
-        for question in self._questions:
-            requests = prepare(question.scenario.model_copy(update=update), question.path.parent).requests
-            longest = max(longest, int((requests.input_tokens + requests.output_tokens).max()))
-        return longest
+        return [prepare(of.scenario.model_copy(update=update), of.path.parent).requests for of in self._questions]
 
     def run(self, console: Console) -> list[Validated]:
         """Sample and serve, repetition by repetition, then predict."""
@@ -227,6 +229,11 @@ class Validation:
                 f"{question.path}: commits.class: found {name}; there are texts of {', '.join(sorted(texts))}"
             )
         return (calibration.tokenizer.encode(text) for text in texts[name])
+
+
+def _spread(count: int) -> np.ndarray:
+    """``count`` shares, even between 0 and 1, in an order that mixes them."""
+    return np.random.default_rng(0).permutation((np.arange(count) + 0.5) / count)
 
 
 def _dense(last: int) -> list[int]:
