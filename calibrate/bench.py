@@ -152,7 +152,7 @@ def _measure_together(bench, group, repetitions, journal, done, samples: Samples
             try:
                 seconds = bench.time(point)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 torch.cuda.empty_cache()
                 skip(point, f"out of memory: {str(error).splitlines()[0]}")
@@ -164,6 +164,6 @@ def _measure_together(bench, group, repetitions, journal, done, samples: Samples
                 done(1)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
     """CUDA has a class for it; the CPU's allocator only says so."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

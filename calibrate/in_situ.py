@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from calibrate.bench import out_of_memory
 from calibrate.model import TwoTower
 from calibrate.serving import Arrivals, Served, ServedBlocks, ServedTokens, Slots, Written, serve
 from calibrate.shapes import Shapes
@@ -42,12 +43,17 @@ class Loop(NamedTuple):
 
 
 def loops(model: TwoTower, shapes: Shapes, gamma: float, texts: Sequence[torch.Tensor], graphs: bool) -> list[Loop]:
-    """Closed loops of as many users as each batch has sequences, and one of a user who thinks. ``texts``: to cut
-    prompts of, in turn."""
+    """Closed loops of as many users as each batch has sequences, and one of a user who thinks, as far as memory goes.
+    ``texts``: to cut prompts of, in turn."""
     out = []
     for kind in ("two_tower", "autoregressive"):
-        out += [_loop(model, kind, users, shapes, gamma, texts, graphs) for users in shapes.sequences]
-        out.append(_loop(model, kind, 1, shapes, gamma, texts, graphs, PAUSES))
+        for users, pauses in [*((users, 0) for users in shapes.sequences), (1, PAUSES)]:
+            try:
+                out.append(_loop(model, kind, users, shapes, gamma, texts, graphs, pauses))
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                torch.cuda.empty_cache()
     return out
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from calibrate.calibration import BUNDLED, Calibration, Settings
 from calibrate.in_situ import Loop, slowness
 from calibrate.model import TwoTower
-from calibrate.prompts import of_lengths, read_prompts
+from calibrate.prompts import Prompt, of_lengths, read_prompts
 from calibrate.serving import Arrivals, Served, ServedBlocks, ServedTokens, Slots, Written, serve
 from calibrate.survey import progress
 from calibrate.tiny import FOLDER as TINY
@@ -161,19 +161,26 @@ class Validation:
             graphs=True,
         )  # fmt: skip
 
-    def _prompts_to_fit(self, model: str) -> Path | None:
-        """For the tiny model other texts, cut as the scenarios' prompts are; None: the bundled prompts."""
-        if model != "tiny":
-            return None
-        lengths = np.quantile(np.concatenate([load.input_tokens for load in self._load()]), _spread(PROMPTS_TO_FIT))
-        rows = [
-            {"class": class_, "prompt": text[: int(length)]}
-            for class_, texts in corpus.texts(corpus.split()[1], TEXTS_TO_FIT).items()
-            for text, length in zip(texts, lengths, strict=False)
-        ]
+    def _prompts_to_fit(self, model: str) -> Path:
+        """Other texts than those that are served: for the tiny model cut as the scenarios' prompts are, else every
+        other one of the prompts."""
+        rows = [{"class": prompt.class_, "prompt": prompt.prompt} for prompt in self._shared(0)]
+        if self._prompts is None and model == "tiny":
+            lengths = np.quantile(np.concatenate([load.input_tokens for load in self._load()]), _spread(PROMPTS_TO_FIT))
+            rows = [
+                {"class": class_, "prompt": text[: int(length)]}
+                for class_, texts in corpus.texts(corpus.split()[1], TEXTS_TO_FIT).items()
+                for text, length in zip(texts, lengths, strict=False)
+            ]
         file = Path(self._folder.name) / "prompts.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return file
+
+    def _shared(self, first: int) -> list[Prompt]:
+        """Every other prompt of each class, the first or the second of each two."""
+        rows = read_prompts(self._prompts or BUNDLED)
+        classes = sorted({row.class_ for row in rows})
+        return [row for name in classes for row in [of for of in rows if of.class_ == name][first::2]]
 
     def _load(self) -> list[Requests]:
         """The requests of every scenario."""
@@ -221,7 +228,7 @@ class Validation:
         if self._prompts is None and folder == TINY:
             texts = corpus.texts(corpus.split()[1], TEXTS_TO_RUN)
         else:
-            rows = read_prompts(self._prompts or BUNDLED)
+            rows = self._shared(1)
             texts = {name: cycle([r.prompt for r in rows if r.class_ == name]) for name in {r.class_ for r in rows}}
         name = class_ or min(texts)
         if name not in texts:

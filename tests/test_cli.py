@@ -79,7 +79,14 @@ def test_commands_of_the_readme(tmp_path, data):
             name = "log" if "--log" in arguments else Path(arguments[1]).stem
             arguments += ["--out", str(tmp_path / "out" / name)]
         if arguments[0] == "validate" and "--log" not in arguments:  # without calibrating, and less of it
-            arguments += ["--profile", "reports/tiny-cpu.profile.json.gz", "--repetitions", "2", "--set", "workload.requests=8"]
+            arguments += [
+                "--profile",
+                "reports/tiny-cpu.profile.json.gz",
+                "--repetitions",
+                "2",
+                "--set",
+                "workload.requests=8",
+            ]
         arguments = [str(tmp_path / a) if a.startswith("out/") else a for a in arguments]
         arguments = [str(tmp_path / "trace.json") if a == "trace.json" else a for a in arguments]
         arguments = [a.replace("FILE", str(data / "traces" / TRACES["mooncake_conversation"])) for a in arguments]
