@@ -114,28 +114,38 @@ def validate(
     ] = None,
     set: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; out/validate-<name> if not given.")] = None,
-    repetitions: Annotated[int, typer.Option(min=2, help="Real runs of each scenario.")] = 5,
-    goal: Annotated[float, typer.Option(min=0, help="Largest error of a headline figure that is fine.")] = 0.12,
+    repetitions: Annotated[int | None, typer.Option(min=2, help="Real runs of each scenario; default: 5.")] = None,
+    goal: Annotated[
+        float | None, typer.Option(min=0, help="Error that is fine; default: 0.12, with --log 0.05.")
+    ] = None,
     profile: Annotated[
         Path | None, typer.Option(help="Predict from this profile; else calibrate between runs.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint to run; default: the scenario's model.")] = None,
     devices: Annotated[str | None, typer.Option(help="cpu or cuda:0; default: the GPU, if there is one.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="JSONL of {class, prompt} to make prompts of.")] = None,
-    share: Annotated[float, typer.Option(min=0.05, max=0.95, help="With --log: part to fit.")] = 0.5,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL of {class, prompt}: half to fit, half to run.")] = None,
+    share: Annotated[float | None, typer.Option(min=0.05, max=0.95, help="With --log: to fit; default: 0.5.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw predicted against measured (.html, .png, .svg).")] = None,
 ) -> None:
     """Predict real runs, and say how far the predictions are off."""
+    real = {"repetitions": repetitions, "profile": profile, "model": model, "devices": devices, "prompts": prompts}
+    useless = [name for name, value in (real if log else {"share": share}).items() if value is not None]
+    if useless:
+        raise InputError(f"validate --{useless[0]}: has no effect {'with' if log else 'without'} --log")
     try:
         if log:
-            _validate_log(scenarios or [], log, set or [], out, share, goal, plot)
+            from twotower_sim.log_report import validate_log
+
+            out = out or Path("out") / f"validate-{log.name.split('.')[0]}"
+            validate_log(log, _one_of(scenarios), set or [], out, share or 0.5, 0.05 if goal is None else goal, plot)
         elif not scenarios:
             raise InputError("validate: nothing to validate; name a scenario, or measurements with --log")
         else:
             from calibrate.validation import validate as validate_here
 
-            out = out or Path("out") / f"validate-{scenarios[0].stem}"
-            validate_here(scenarios, set or [], out, repetitions, profile, model, devices, prompts, goal, plot)
+            out, goal = out or Path("out") / f"validate-{scenarios[0].stem}", 0.12 if goal is None else goal
+            of = profile, model, devices, prompts
+            validate_here(scenarios, set or [], out, repetitions or 5, *of, goal, plot)
     except ModuleNotFoundError as error:
         raise InputError(f"validate needs {error.name}: pip install 'twotower-sim[calibrate]'") from None
     except KeyboardInterrupt:
@@ -143,21 +153,11 @@ def validate(
         raise typer.Exit(130) from None
 
 
-def _validate_log(
-    scenarios: list[Path],
-    log: Path,
-    overrides: list[str],
-    out: Path | None,
-    share: float,
-    goal: float,
-    plot: Path | None,
-) -> None:
-    from twotower_sim.log_report import validate_log
-
-    if len(scenarios) > 1:
+def _one_of(scenarios: list[Path] | None) -> Path | None:
+    """That of the engine behind a log."""
+    if scenarios and len(scenarios) > 1:
         raise InputError(f"validate --log: found {len(scenarios)} scenarios; expected one at most, that of the engine")
-    out = out or Path("out") / f"validate-{log.name.split('.')[0]}"
-    validate_log(log, scenarios[0] if scenarios else None, overrides, out, share, goal, plot)
+    return scenarios[0] if scenarios else None
 
 
 PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

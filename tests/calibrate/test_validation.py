@@ -117,6 +117,8 @@ def test_calibrating_between_the_runs(tmp_path, monkeypatch):
         ([], "nothing to validate; name a scenario, or measurements with --log"),
         ([SCENARIO, SCENARIO, "--log", PROFILE], "found 2 scenarios; expected one at most"),
         (["--log", "nothing.csv"], "nothing.csv: cannot be read"),
+        ([SCENARIO, "--share", 0.3], "validate --share: has no effect without --log"),
+        (["--log", "nothing.csv", "--profile", PROFILE], "validate --profile: has no effect with --log"),
     ],
 )  # fmt: skip
 def test_bad_input_is_explained(arguments, said, tmp_path):
