@@ -66,6 +66,7 @@ class Bench:
         assert passes is not None
         rows, size = torch.arange(point.sequences, device=model.device), model.config.block_size
         if point.kind == "denoise":
+            rows = rows.to(model.denoiser_device)
             blocks = Blocks(model, point.sequences, 0.5, size, point.block_size)
             blocks.ids[:] = self._ids(point.sequences, point.block_size)
             return lambda: [column.tolist() for column in blocks.denoise(rows, passes, GREEDY)]

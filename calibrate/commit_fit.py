@@ -252,11 +252,17 @@ def commit_figures(x: np.ndarray, seen: Observations) -> CommitFigures:
     told = {f"log-likelihood of {forwards} steps{alone}": round(Likelihood(seen)(law, tables), 2)}
     told |= {f"NFE error, {key}": round(v, 4) for key, v in errors(law, seen.totals(), seen.block_size).items()}
     classes = {
-        name: CommitClass(mean=round(of.mean, 4), sd=round(of.sd, 4), blocks=of.blocks, points=seen.points(name))
+        name: CommitClass(mean=round(of.mean, 4), sd=_rounded(of.sd), blocks=of.blocks, points=seen.points(name))
         for name, of in law.classes.items()
     }
-    parameters = {name: round(getattr(law, name), 4) for name in PARAMETERS + HARD}
+    parameters = {name: round(getattr(law, name), 4) for name in PARAMETERS[:5] + HARD}
+    parameters |= {name: _rounded(getattr(law, name)) for name in PARAMETERS[5:]}
     return CommitFigures(block_size=seen.block_size, classes=classes, fit=told, **parameters)
+
+
+def _rounded(spread: float) -> float:
+    """To four places, but never to nothing."""
+    return max(round(spread, 4), 1e-4)
 
 
 def together(alone: Sequence[CommitFigures]) -> CommitFigures:

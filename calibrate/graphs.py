@@ -16,12 +16,13 @@ WARM_UP = 3  # calls before the capture: kernels compile, workspaces are allocat
 
 
 class Passes:
-    """The passes of a model over one pair of caches. The next call of the same kind and batch overwrites the output."""
+    """The passes of a model over one pair of caches. The next call may overwrite the output of the one before."""
 
     def __init__(self, model: TwoTower, caches: TowerCaches, graphs: bool = True) -> None:
         self.model, self.caches = model, caches
         # a pass that crosses devices is two graphs and a copy between them: not worth it beside its transfer
         self._graphs = graphs and model.device.type == "cuda" and not model.split
+        self._pool: Any = None  # of all graphs: an output is read before the next pass
         self._captured: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
 
     def denoise(self, ids: Tensor, rows: Tensor, masked: Tensor) -> Tensor:
@@ -58,6 +59,7 @@ class Passes:
             cache.lengths[-1] = 0
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(graph):
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool=self._pool):
             output = call(*inputs, self.caches)
         return graph, inputs, output

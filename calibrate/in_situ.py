@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from calibrate.bench import out_of_memory
+from calibrate.graphs import Passes
 from calibrate.model import TwoTower
 from calibrate.serving import Arrivals, Served, ServedBlocks, ServedTokens, Slots, Written, serve
 from calibrate.shapes import Shapes
 from twotower_sim.admission import Fcfs
 from twotower_sim.latency import PASS_NAMES, Host, Latency
-from twotower_sim.measured import Hull, PassTime, autoregressive_measured, two_tower_measured
+from twotower_sim.measured import Hull, autoregressive_measured, two_tower_measured
 from twotower_sim.policy import POLICIES
 from twotower_sim.profile import EngineFigures, MeasuredLatency
 from twotower_sim.recorded import RecordedRounds, RoundLog
@@ -39,34 +40,42 @@ class Loop(NamedTuple):
 
     kind: str
     log: list[RoundLog]
-    probe_s: float | None  # how fast the machine was: see ``serving.Probe``
+    probe_s: float  # how fast the machine was: see ``serving.Probe``
 
 
 def loops(model: TwoTower, shapes: Shapes, gamma: float, texts: Sequence[torch.Tensor], graphs: bool) -> list[Loop]:
     """Closed loops of as many users as each batch has sequences, and one of a user who thinks, as far as memory goes.
     ``texts``: to cut prompts of, in turn."""
-    out = []
-    for kind in ("two_tower", "autoregressive"):
-        for users, pauses in [*((users, 0) for users in shapes.sequences), (1, PAUSES)]:
-            try:
-                out.append(_loop(model, kind, users, shapes, gamma, texts, graphs, pauses))
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                torch.cuda.empty_cache()
-    return out
+    size = model.config.block_size
+    levels = list(shapes.sequences)
+    while levels:
+        try:
+            passes = Passes(model, model.cache(levels[-1] + 1, _longest(shapes) + 2 * BLOCKS * size), graphs)
+            return [
+                _loop(passes, kind, users, shapes, gamma, texts, pauses)
+                for kind in ("two_tower", "autoregressive")
+                for users, pauses in [*((users, 0) for users in levels), (1, PAUSES)]
+            ]
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()
+            levels.pop()
+    return []
 
 
-def _loop(
-    model: TwoTower, kind: str, users: int, shapes: Shapes, gamma: float, texts, graphs: bool, pauses: int = 0
-) -> Loop:
+def _longest(shapes: Shapes) -> int:
+    """Tokens of the longest prompt: twice the middle context, as in ``shapes.contexts_of``."""
+    return min(2 * shapes.at_context, shapes.context[-1]) or shapes.tokens[0]
+
+
+def _loop(passes: Passes, kind: str, users: int, shapes: Shapes, gamma: float, texts, pauses: int) -> Loop:
     """``pauses``: of one user, before as many requests of one block."""
-    size, requests = model.config.block_size, pauses or users * WAVES
+    size, requests = passes.model.config.block_size, pauses or users * WAVES
     prompts = _prompts(texts, requests, shapes)
     outputs = [size if pauses else (1 + (request + BLOCKS) % (2 * BLOCKS)) * size for request in range(requests)]
     slots, written = Slots(1 << 40, KV_BLOCK, users), Written(outputs, size)
-    longest = max(len(prompt) + output for prompt, output in zip(prompts, outputs, strict=True))
-    served, records = Served(model, slots, users, longest, prompts, graphs), Records(requests)
+    served, records = Served(passes, slots, users, prompts), Records(requests)
     decoder: ServedTokens | ServedBlocks = ServedTokens(KV_BLOCK, served)
     if kind == "two_tower":
         rules = POLICIES["fdfo"], 1, None, lambda request, waiting: 0
@@ -88,33 +97,29 @@ def _loop(
 
 def _prompts(texts: Sequence[torch.Tensor], requests: int, shapes: Shapes) -> list[torch.Tensor]:
     """Prompts of lengths spread evenly from next to nothing to twice the middle context, in a mixed order."""
-    longest = min(2 * shapes.at_context, shapes.context[-1]) or shapes.tokens[0]
-    lengths = [1 + longest * (7 * request % requests) // requests for request in range(requests)]
+    longest = _longest(shapes)
+    order = np.random.default_rng(0).permutation(requests).tolist()
+    lengths = [1 + longest * place // requests for place in order]
     endless = torch.cat([*texts] * (1 + sum(lengths) // sum(map(len, texts))))
     return list(endless[: sum(lengths)].split(lengths))
 
 
-def engine_figures(latency: MeasuredLatency, loops: Sequence[Loop], block_size: int) -> EngineFigures:
+def engine_figures(latency: MeasuredLatency, loops: Sequence[Loop], block_size: int) -> EngineFigures | None:
     """Ratios of summed seconds, measured in loops over predicted from the grids, by kind of pass and batch; one forward
     of both extends (decodes) and prompts over what its two parts give at their own ratios. Seconds of a loop are taken
-    as if the machine had been as fast as when the grids were measured."""
+    as if the machine had been as fast as in the median one. None without loops."""
+    if not loops:
+        return None
     alone = latency.model_copy(update={"engine": None})
-    steady = [loop._replace(log=_at_speed(loop, slowness(alone, loop.probe_s, block_size))) for loop in loops]
+    probe_s = float(np.median([loop.probe_s for loop in loops]))
+    steady = [loop._replace(log=_at_speed(loop, loop.probe_s / probe_s)) for loop in loops]
     busy, woken = ([loop._replace(log=_after_idle(loop.log, idle)) for loop in steady] for idle in (False, True))
     pure = _ratios(alone, busy, block_size, mixed=False)
     ratios = pure | _ratios(_with(alone, pure), busy, block_size, mixed=True)
     rounds = [log for loop in busy for log in loop.log]
     host_s = sum(_seconds(log) - log.denoiser_s - log.context_s for log in rounds) / len(rounds)
     wake_s = _wake_s(_with(alone, ratios), woken, block_size, host_s)
-    return EngineFigures(ratios=ratios, host_s=host_s, wake_s=wake_s, rounds=len(rounds))
-
-
-def slowness(latency: MeasuredLatency, probe_s: float | None, block_size: int) -> float:
-    """How much longer passes took than when the grids were measured, by the mean of a loop's probes; 1 without one."""
-    if probe_s is None:
-        return 1.0
-    probed = PassTime("denoise", latency.grids["denoise"], Hull("the grid", extrapolate=True), block_size)
-    return probe_s / probed(1, 0)
+    return EngineFigures(ratios=ratios, host_s=host_s, wake_s=wake_s, probe_s=probe_s, rounds=len(rounds))
 
 
 def _at_speed(loop: Loop, slow: float) -> list[RoundLog]:
@@ -129,7 +134,7 @@ def _at_speed(loop: Loop, slow: float) -> list[RoundLog]:
 
 
 def _with(latency: MeasuredLatency, ratios: dict[str, list[float]]) -> MeasuredLatency:
-    return latency.model_copy(update={"engine": EngineFigures(ratios=ratios, host_s=0, wake_s=0, rounds=1)})
+    return latency.model_copy(update={"engine": EngineFigures(ratios=ratios, host_s=0, wake_s=0, probe_s=1, rounds=1)})
 
 
 def _seconds(log: RoundLog) -> float:

@@ -93,27 +93,17 @@ class Probe:
             self._at_ns = clock.now_ns + self._every_ns
 
     @property
-    def mean_s(self) -> float | None:
-        """None: there was no time for one."""
-        return sum(self.seconds) / len(self.seconds) if self.seconds else None
+    def mean_s(self) -> float:
+        return sum(self.seconds) / len(self.seconds)
 
 
 class Served:
     """The model as decoders use it: its caches by slot, the text of every request, and the log of rounds."""
 
-    def __init__(
-        self,
-        model: TwoTower,
-        slots: Slots,
-        sequences: int,
-        longest: int,
-        prompts: Sequence[Tensor],
-        graphs: bool = True,
-    ) -> None:
-        """``sequences`` of at most ``longest`` tokens at a time; ``prompts`` by request, int64 (T,)."""
-        self.model, self.slots, self.clock, self.probe = model, slots, Clock(), Probe(model)
-        self.passes = Passes(model, model.cache(sequences + 1, longest), graphs)
-        self.sequences = sequences
+    def __init__(self, passes: Passes, slots: Slots, sequences: int, prompts: Sequence[Tensor]) -> None:
+        """``sequences`` at a time, for which the caches of ``passes`` have room; ``prompts`` by request, int64 (T,)."""
+        self.model, self.passes, self.slots, self.sequences = passes.model, passes, slots, sequences
+        self.clock, self.probe = Clock(), Probe(passes.model)
         self.text = [prompt.tolist() for prompt in prompts]  # prompts, and what is committed
         self.rounds: list[RoundLog] = []
 
@@ -148,11 +138,17 @@ class Served:
         return denoiser_s, context_s, (end_ns - start_ns) / 1e9
 
     def warm_up(self, work: Callable[[Tensor], object]) -> None:
-        """Do ``work`` of every batch that is a CUDA graph of its own, or of the smallest and the largest."""
-        graphs = self.model.device.type == "cuda"
-        for n in range(1, self.sequences + 1) if graphs else (1, self.sequences):
-            work(torch.arange(n, device=self.model.device))
-            self.passes.caches.context.reset(torch.arange(n, device=self.model.device))
+        """Do ``work`` of every batch that is a CUDA graph of its own, or of the smallest and the largest; and read
+        prompts, alone and beside others."""
+        device, caches = self.model.device, self.passes.caches
+        rows = torch.arange(self.sequences, device=device)
+        for n in range(1, self.sequences + 1) if device.type == "cuda" else (1, self.sequences):
+            work(rows[:n])
+            caches.context.reset(rows)
+        ids = torch.ones(1, caches.context.tokens // 2, dtype=torch.int64, device=device)
+        for others in ([], [Segment(rows[1:], torch.ones_like(rows[1:, None]))] if self.sequences > 1 else []):
+            self.model.last_logits([*others, Segment(rows[:1], ids)], caches)
+        caches.context.reset(rows)
 
 
 class ServedTokens(TokenDecoder):

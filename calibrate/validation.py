@@ -5,11 +5,12 @@ profile and the runs see the same machine.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from heapq import heapify, heappush
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from calibrate import machine
 from calibrate.calibration import BUNDLED, Calibration, Settings
-from calibrate.in_situ import Loop, slowness
+from calibrate.graphs import Passes
+from calibrate.in_situ import Loop
 from calibrate.model import TwoTower
 from calibrate.prompts import Prompt, of_lengths, read_prompts
 from calibrate.serving import Arrivals, Served, ServedBlocks, ServedTokens, Slots, Written, serve
@@ -31,7 +34,7 @@ from twotower_sim.fidelity import RealRun, Validated, outcome, validated
 from twotower_sim.luck import PUBLISHED, luck_of
 from twotower_sim.pairs_plot import check_plot, plot_pairs
 from twotower_sim.policy import POLICIES
-from twotower_sim.profile import load_profile, save_profile
+from twotower_sim.profile import Profile, load_profile, save_profile
 from twotower_sim.recorded import RecordedRounds
 from twotower_sim.records import Records
 from twotower_sim.replica import Round
@@ -54,8 +57,8 @@ SAMPLES = 2
 """Of every pass in a repetition."""
 DRAWS = 20
 """Of the luck of all requests, whose mean is what a planner expects."""
-TEXTS_TO_RUN, TEXTS_TO_FIT, PROMPTS_TO_FIT = 1, 2, 64
-"""Seeds of the tiny model's texts, and how many prompts of each class its commits are fitted to."""
+TEXTS_TO_RUN, TEXTS, TEXTS_TO_FIT, PROMPTS_TO_FIT = 1, 500, 2, 64
+"""Seeds of the tiny model's texts and how many are used, to serve and to fit commits to."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ def ask_for(path: Path, overrides: list[str]) -> Question:
         ("deployment.tensor_parallel", max(hardware.degrees), (1,)),
         ("deployment.placement.kind", "split" if scenario.split else "colocated", ("colocated",)),
         ("memory.prefix_cache.kind", scenario.memory.prefix_cache.kind, ("none",)),
+        ("scheduler.host_overhead_ms", scenario.scheduler.host_overhead_ms, (0,)),
+        ("scheduler.overlap", scenario.scheduler.overlap, ("none",)),
     ):
         if found not in known:
             raise InputError(f"{path}: {key}: found {found}; the real engine does {' or '.join(map(str, known))}")
@@ -121,10 +126,10 @@ def validate(
         report_file, data_file, profile_file, runs_file = (stage(out / name) for name in names)
         picture = stage(plot) if plot else None
         scenarios = validation.run(Console(stderr=True))
-        found = Report(scenarios, load_profile(str(validation.profile)), profile is None, goal, command_line())
+        found = Report(scenarios, validation.read(), validation.where, profile is None, goal, command_line())
         report_file.write_text(markdown(found), encoding="utf-8")
         write_json(data_file, as_json(found))
-        profile_file.write_bytes(validation.profile.read_bytes())
+        save_profile(found.profile, profile_file, packed=True)
         write_runs(found, runs_file)
         if plot and picture:
             plot_pairs(panels(found), picture, plot.suffix)
@@ -141,10 +146,34 @@ class Validation:
     ) -> None:  # fmt: skip
         self._questions, self._repetitions, self._prompts = questions, repetitions, prompts
         self._folder, self._calibrates = TemporaryDirectory(), profile is None
-        self.profile = profile or Path(self._folder.name) / "profile.json.gz"
-        self._calibration = Calibration(self._settings(model or _checkpoint_of(questions[0]), devices))
+        own = Path(self._folder.name) / "profile.json.gz"
+        self._path = profile or own
+        model, devices = model or _checkpoint_of(questions), devices or str(machine.devices(None)[0])
+        self._calibration = calibration = Calibration(self._settings(model, devices, own))
+        if calibration.split:
+            raise InputError(f"--devices {devices}: found two; the real engine has both towers on one")
+        for question in questions:
+            decoding, size = question.scenario.decoding, calibration.config.block_size
+            if isinstance(decoding, ask.TwoTower) and decoding.block_size != size:
+                raise InputError(
+                    f"{question.path}: decoding.block_size: found {decoding.block_size}; {calibration.name} has {size}"
+                )
+        self._texts = self._all_texts()
+        for question in questions:
+            self._class(question)
 
-    def _settings(self, model: str, devices: str | None) -> Settings:
+    def read(self) -> Profile:
+        """The profile that runs are predicted from."""
+        return load_profile(str(self._path))
+
+    @property
+    def where(self) -> str:
+        """The machine of the real runs."""
+        facts, threads = machine.facts(self._calibration.context, 1), torch.get_num_threads()
+        today = datetime.now(UTC).date().isoformat()
+        return f"{facts['name']}, {threads} thread{'s' * (threads > 1)} of torch, {self._calibration.dtype}, {today}"
+
+    def _settings(self, model: str, devices: str, out: Path) -> Settings:
         """A calibration that covers what the scenarios can ask for."""
         scenarios = [question.scenario for question in self._questions]
         seats = max(scenario.scheduler.max_num_seqs for scenario in scenarios)
@@ -152,8 +181,8 @@ class Validation:
         blocks = [s.decoding for s in scenarios if isinstance(s.decoding, ask.TwoTower)]
         longest = max(int((load.input_tokens + load.output_tokens).max()) for load in self._load())
         return Settings(
-            model=model, out=self.profile, devices=devices, dtype=None, weights="checkpoint", skew=0.0, backend="own",
-            batch=_dense(seats), context=[0, *_rising(128, longest)], tokens=_rising(16, budget),
+            model=model, out=out, devices=devices, dtype=None, weights="checkpoint", skew=0.0, backend="own",
+            batch=_dense(seats), context=[0, *_rising(128, longest)], tokens=_rising(16, min(budget, longest)),
             block_sizes=[], repetitions=SAMPLES * self._repetitions, refine=0, tolerance=0.0,
             gammas=sorted({gamma for of in blocks for gamma in of.gammas}),
             steps_per_block=sorted({of.steps_per_block for of in blocks}), new_tokens=None, decode_batch=16,
@@ -192,50 +221,53 @@ class Validation:
         """Sample and serve, repetition by repetition, then predict."""
         model = self._calibration.loaded()
         real: list[list[RealRun]] = [[] for _ in self._questions]
-        journal = self._calibration.journal()
-        commits = self._calibration.commits(model, journal, console) if self._calibrates else {}
         loops: list[Loop] = []
+        if self._calibrates:
+            journal = self._calibration.journal()
+            commits = self._calibration.commits(model, journal, console)
         for repetition in range(self._repetitions):
             if self._calibrates:
                 latency = self._calibration.survey(model, SAMPLES * (repetition + 1), journal, console).run(0, 0.0)
                 loops += self._calibration.engine_loops(model)
                 latency = self._calibration.with_engine(latency, loops)
-                save_profile(self._calibration.profile(latency, commits), self.profile)
+                save_profile(self._calibration.profile(latency, commits), self._path)
             for question, runs in zip(self._questions, real, strict=True):
                 runs.append(self._serve(question, model, console))
-        measured, size = load_profile(str(self.profile)).latency, self._calibration.config.block_size
-        assert measured is not None
+        measured = self.read().latency
+        probe_s = measured.engine.probe_s if measured and measured.engine else None
         return [
-            validated(
-                partial(question.on, self.profile),
-                [of._replace(slowness=slowness(measured, of.slowness or None, size)) for of in runs],
-                DRAWS,
-            )
+            validated(partial(question.on, self._path), [of.compared(probe_s) for of in runs], DRAWS)
             for question, runs in zip(self._questions, real, strict=True)
         ]
 
     def _serve(self, question: Question, model: TwoTower, console: Console) -> RealRun:
-        run = question.on(self.profile)
-        prompts = of_lengths(self._texts(question), run.requests.input_tokens.tolist())
+        run = question.on(self._path)
+        prompts = of_lengths(self._texts_of(question), run.requests.input_tokens.tolist())
         with progress(console, len(run.requests), f"serving {question.scenario.name}") as done:
             return serve_run(run, model, prompts, lambda request: done(1))
 
-    def _texts(self, question: Question) -> Iterator[list[int]]:
-        """Token ids of texts of the scenario's class, without end."""
-        calibration = self._calibration
-        folder, class_ = calibration.folder, question.class_
-        assert folder is not None
-        if self._prompts is None and folder == TINY:
-            texts = corpus.texts(corpus.split()[1], TEXTS_TO_RUN)
-        else:
-            rows = self._shared(1)
-            texts = {name: cycle([r.prompt for r in rows if r.class_ == name]) for name in {r.class_ for r in rows}}
-        name = class_ or min(texts)
-        if name not in texts:
-            raise InputError(
-                f"{question.path}: commits.class: found {name}; there are texts of {', '.join(sorted(texts))}"
-            )
-        return (calibration.tokenizer.encode(text) for text in texts[name])
+    def _all_texts(self) -> dict[str, Iterable[str]]:
+        """Texts to serve, by class."""
+        if self._prompts is None and self._calibration.folder == TINY:
+            return {
+                name: list(islice(texts, TEXTS))
+                for name, texts in corpus.texts(corpus.split()[1], TEXTS_TO_RUN).items()
+            }
+        rows = self._shared(1)
+        return {name: [row.prompt for row in rows if row.class_ == name] for name in {row.class_ for row in rows}}
+
+    def _class(self, question: Question) -> str:
+        """Of the texts of a scenario: that of its commits, else the first."""
+        name = question.class_ or min(self._texts, default="")
+        if name not in self._texts:
+            known = ", ".join(sorted(self._texts)) or "none"
+            raise InputError(f"{question.path}: commits.class: found {name}; there are texts to serve of {known}")
+        return name
+
+    def _texts_of(self, question: Question) -> Iterator[list[int]]:
+        """Token ids of texts, without end."""
+        tokenizer = self._calibration.tokenizer
+        return (tokenizer.encode(text) for text in cycle(self._texts[self._class(question)]))
 
 
 def _spread(count: int) -> np.ndarray:
@@ -259,12 +291,20 @@ def _rising(first: int, last: int) -> list[int]:
     return sorted({*out, max(first, last)})
 
 
-def _checkpoint_of(question: Question) -> str:
-    """The weights behind a scenario's model: beside its config, or published."""
-    model = question.scenario.model
-    if (config := question.path.parent / model).is_file():
-        return "tiny" if config.parent.resolve() == TINY.resolve() else str(config.parent)
-    return PUBLISHED.get(model, model)
+def _checkpoint_of(questions: list[Question]) -> str:
+    """The weights behind the scenarios' model: beside its config, or published."""
+    found = set()
+    for question in questions:
+        model = question.scenario.model
+        if (config := question.path.parent / model).is_file():
+            folder = config.parent.resolve()
+            model = "tiny" if folder == TINY.resolve() else str(folder)
+        found.add(PUBLISHED.get(model, model))
+    if len(found) > 1:
+        raise InputError(
+            f"the scenarios have different models, {' and '.join(sorted(found))}; validate them one by one"
+        )
+    return found.pop()
 
 
 # ---------------------------------------------------------------------- the real run
@@ -277,7 +317,8 @@ def serve_run(run: Run, model: TwoTower, prompts: list[torch.Tensor], finished: 
     run.latency = RecordedRounds([])  # type: ignore[assignment]  # nobody asks it
     seats = min(scenario.scheduler.max_num_seqs, run.memory.state_slots)
     slots = Slots(run.memory.kv_blocks, scenario.memory.kv_block_tokens, seats)
-    served = Served(model, slots, seats, int((requests.input_tokens + requests.output_tokens).max()), prompts)
+    longest = int((requests.input_tokens + requests.output_tokens).max())
+    served = Served(Passes(model, model.cache(seats + 1, longest)), slots, seats, prompts)
     decoder, written = _decoder(run, served)
     decoder.warm_up()
     arrivals, more = _arrivals(run)
@@ -296,9 +337,7 @@ def serve_run(run: Run, model: TwoTower, prompts: list[torch.Tensor], finished: 
     serve(engine, served, arrivals, arrive)
     lengths = zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True)
     text = [of[n : n + tokens] for of, (n, tokens) in zip(served.text, lengths, strict=True)]
-    return RealRun(
-        outcome(run, rounds), served.rounds, written.sizes, run.records.units(), text, served.probe.mean_s or 0.0
-    )
+    return RealRun(outcome(run, rounds), served.rounds, written.sizes, run.records.units(), text, served.probe.mean_s)
 
 
 def _decoder(run: Run, served: Served) -> tuple[ServedBlocks | ServedTokens, Written]:

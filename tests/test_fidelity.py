@@ -79,9 +79,10 @@ def test_a_perfect_model_has_no_error(way):
     real = pretended(way)
     found = validated(lambda draw: prepared(way), [real, real], draws=2)
     assert found.strayed == 0
-    for of in (found.recorded_errors, found.expected_errors):
-        assert {error.middle for error in of.values()} == {0.0}
-        assert verdict(of, 0.0) == "confirmed"
+    assert verdict(found.recorded_errors, 0.0) == "confirmed"
+    assert {error.middle for error in found.recorded_errors.values()} == {0.0}
+    if way == "autoregressive":  # no luck
+        assert found.expected_errors == found.beforehand_errors == found.recorded_errors
     assert all(error.predicted_s == pytest.approx(error.measured_s, abs=1e-6) for error in found.passes.values())
     assert sum(error.share for error in found.passes.values()) == pytest.approx(1)
 
@@ -98,6 +99,19 @@ def test_a_slow_engine_is_an_error_of_the_latency_alone(way):
     assert parts["scheduling"] == parts["commits"] == 0
     assert parts["latency"] < -0.15
     assert verdict(found.recorded_errors, 0.1) == "refuted"
+
+
+def test_a_machine_that_was_slow_is_an_error_of_the_machine_alone():
+    """A run in which everything took a quarter longer, as its probes say."""
+    real = pretended("fdfo", slower=1.25)._replace(probe_s=1.25).compared(1.0)
+    assert real.slowness == 1.25
+    found = validated(lambda draw: prepared("fdfo"), [real], draws=1)
+    assert worst(found.recorded_errors) < 1e-6
+    parts = found.parts("request_latency.p50")
+    assert parts["machine"] < -0.15
+    assert [parts[name] for name in ("scheduling", "latency", "commits")] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert found.beforehand_errors["request_latency.p50"].middle == pytest.approx(parts["machine"])
+    assert real.compared(None).slowness == 1
 
 
 def test_other_commits_are_an_error_of_the_commits_alone():
@@ -159,10 +173,12 @@ def test_shares_of_passes_sum_to_one():
 
 def test_the_report_says_what_was_found(tmp_path):
     both = [validated(lambda draw, way=way: prepared(way), [pretended(way, 1.25)] * 2, draws=2) for way in WAYS]
-    found = Report(both, Profile.model_validate(measured_profile()), True, 0.12, "twotower-sim validate s.yaml")
+    found = Report(
+        both, Profile.model_validate(measured_profile()), "a machine", True, 0.12, "twotower-sim validate s.yaml"
+    )
     text, data = markdown(found), as_json(found)
     assert "`twotower-sim validate s.yaml`" in text
-    assert text.count("| refuted |") == 2 * len(both)
+    assert text.count("| refuted |") == len(both) + 2 * 2  # the autoregressive run draws nothing
     for scenario, plain in zip(both, data["scenarios"], strict=True):
         assert isinstance(scenario, Validated)
         assert plain["recorded_commits"]["worst"] == worst(scenario.recorded_errors)

@@ -368,6 +368,7 @@ ENGINE = {
     "ratios": {"denoise": [1.1, 1.2, 1.3, 1.4, 1.5], "extend+prefill": [2.0] * 5},
     "host_s": 1e-4,
     "wake_s": 2e-3,
+    "probe_s": 6e-3,
     "rounds": 100,
 }
 

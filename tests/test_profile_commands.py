@@ -228,12 +228,24 @@ def test_merging_keeps_what_passes_take_inside_an_engine(tmp_path):
         of["axes"]["sequences"] = [16, 64, 256]
         for column in ("median_s", "p20_s", "p80_s"):
             of[column] = [of[column][i * contexts + j] for i in kept for j in range(contexts)]
-    small["latency"]["engine"] = {"ratios": {"denoise": [1.1, 1.2]}, "host_s": 1e-4, "wake_s": 0, "rounds": 100}
-    large["latency"]["engine"] = {"ratios": {"denoise": [1.3, 1.4, 1.5]}, "host_s": 3e-4, "wake_s": 4e-3, "rounds": 300}
+    small["latency"]["engine"] = {
+        "ratios": {"denoise": [1.1, 1.2]},
+        "host_s": 1e-4,
+        "wake_s": 0,
+        "probe_s": 1,
+        "rounds": 100,
+    }
+    large["latency"]["engine"] = {
+        "ratios": {"denoise": [1.3, 1.4, 1.5]},
+        "host_s": 3e-4,
+        "wake_s": 4e-3,
+        "probe_s": 2,
+        "rounds": 300,
+    }
     out = tmp_path / "merged.json"
     merge_profiles(out, [write(small, tmp_path / "a.json"), write(large, tmp_path / "b.json")])
     latency = load_profile(str(out)).latency
     assert latency.passes["denoise"].axes["sequences"] == [1, 4, 16, 64, 256]
     assert latency.engine.ratios == {"denoise": [1.1, 1.2, 1.3, 1.4, 1.5]}
     assert (latency.engine.host_s, latency.engine.wake_s) == (pytest.approx(2.5e-4), pytest.approx(3e-3))
-    assert latency.engine.rounds == 400
+    assert (latency.engine.probe_s, latency.engine.rounds) == (pytest.approx(1.75), 400)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -114,7 +115,7 @@ def validate(
     ] = None,
     set: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; out/validate-<name> if not given.")] = None,
-    repetitions: Annotated[int | None, typer.Option(min=2, help="Real runs of each scenario; default: 5.")] = None,
+    repetitions: Annotated[int | None, typer.Option(min=3, help="Real runs of each scenario; default: 5.")] = None,
     goal: Annotated[
         float | None, typer.Option(min=0, help="Error that is fine; default: 0.12, with --log 0.05.")
     ] = None,
@@ -141,16 +142,21 @@ def validate(
         elif not scenarios:
             raise InputError("validate: nothing to validate; name a scenario, or measurements with --log")
         else:
-            from calibrate.validation import validate as validate_here
-
+            validate_here = _real_engine()
             out, goal = out or Path("out") / f"validate-{scenarios[0].stem}", 0.12 if goal is None else goal
             of = profile, model, devices, prompts
             validate_here(scenarios, set or [], out, repetitions or 5, *of, goal, plot)
-    except ModuleNotFoundError as error:
-        raise InputError(f"validate needs {error.name}: pip install 'twotower-sim[calibrate]'") from None
     except KeyboardInterrupt:
         print("Interrupted; earlier results are as they were.", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _real_engine() -> Callable[..., None]:
+    try:
+        from calibrate.validation import validate
+    except ModuleNotFoundError as error:
+        raise InputError(f"validate needs {error.name}: pip install 'twotower-sim[calibrate]'") from None
+    return validate
 
 
 def _one_of(scenarios: list[Path] | None) -> Path | None:

@@ -112,7 +112,8 @@ class Engine:
     def submit(self, seq: Sequence, now_ns: int) -> None:
         self.settle(now_ns)
         if self.idle:
-            self.idle, self.clock_ns = False, now_ns + self._wake_ns
+            slept = now_ns > self.clock_ns
+            self.idle, self.clock_ns = False, now_ns + slept * self._wake_ns
         head = self.queue.head() if self.queue else None
         self.queue.add(seq)
         if self.queue.head() is not head:

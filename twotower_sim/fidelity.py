@@ -8,11 +8,11 @@ An error is split by simulating once more with something replaced by what was re
 commits only scheduling is left to differ; with recorded commits alone, scheduling and latency; with neither, all three.
 
 A shared machine is not always as fast as when it was measured. Probes during a run tell by how much, and the run is
-predicted for the machine as it was.
+predicted for the machine as it was, and, as one has to beforehand, for the machine as it had been.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import NamedTuple
 
@@ -49,7 +49,12 @@ class RealRun(NamedTuple):
     sizes: list[list[list[int]]]  # of every commit, by request and block; no blocks: empty
     units: np.ndarray  # of every block: see ``Records.units``
     text: list[list[int]]  # tokens of every answer
-    slowness: float  # of the machine while it ran: how much longer passes took than when they were measured
+    probe_s: float  # of a probe while it ran, on average
+    slowness: float = 1.0  # how much longer probes took than when the engine was measured
+
+    def compared(self, probe_s: float | None) -> "RealRun":
+        """With its slowness against the ``probe_s`` of a profile; a profile without one says nothing of it."""
+        return self._replace(slowness=self.probe_s / probe_s if probe_s else 1.0)
 
 
 def outcome(run: Run, rounds: Sequence[Round]) -> Outcome:
@@ -80,9 +85,9 @@ def predict(run: Run) -> Outcome:
     return outcome(run, rounds)
 
 
-def slowed(run: Run, real: RealRun) -> Run:
-    """The run on the machine as it was."""
-    run.latency = run.latency.slowed(real.slowness)
+def slowed(run: Run, slowness: float) -> Run:
+    """The run on a machine on which everything takes ``slowness`` as long."""
+    run.latency = run.latency.slowed(slowness)
     return run
 
 
@@ -121,12 +126,12 @@ Errors = dict[str, Error]
 
 
 def errors(predicted: Sequence[Figures], measured: Sequence[Figures]) -> Errors:
-    """Of every figure, over pairs of a prediction and a measurement; a figure that was measured as 0 is left out."""
+    """Of every figure, over pairs of a prediction and a measurement; one that is missing or 0 in any is left out."""
     out = {}
     for name in measured[0]:
-        pairs = [(p[name], m[name]) for p, m in zip(predicted, measured, strict=True)]
-        if all(m for _, m in pairs):
-            of = [p / m - 1 for p, m in pairs]
+        pairs = [(p.get(name), m[name]) for p, m in zip(predicted, measured, strict=True)]
+        of = [p / m - 1 for p, m in pairs if p and m]
+        if len(of) == len(pairs):
             out[name] = Error(median(of), min(of), max(of))
     return out
 
@@ -188,19 +193,20 @@ class Validated:
     """A scenario's repetitions, and what was predicted of each.
 
     ``expected`` are means over draws of luck; ``luck`` the standard deviation of one draw, relative to them: no
-    prediction of a single run can be better than that. ``elsewhere`` are predictions with recorded commits for the
-    machine as it was when it was measured.
+    prediction of a single run can be better than that. ``beforehand`` is the same for the machine as it was when it was
+    measured: all that can be known before a run.
     """
 
     run: Run
     real: list[RealRun]
     replayed: list[Outcome]
     recorded: list[Outcome]
-    elsewhere: list[Figures]
     expected: list[Figures]
+    beforehand: Figures
     luck: Figures
     strayed: int  # rounds of replays that were not as recorded
     passes: dict[str, PassError]
+    warnings: list[str]
 
     @property
     def measured(self) -> list[Figures]:
@@ -212,19 +218,29 @@ class Validated:
 
     @property
     def expected_errors(self) -> Errors:
-        return errors(self.expected, self.measured)
+        """Wider by two standard deviations of luck: the commits of all repetitions are the same draw."""
+        return self._lucky(self.expected)
+
+    @property
+    def beforehand_errors(self) -> Errors:
+        return self._lucky([self.beforehand] * len(self.real))
+
+    def _lucky(self, predicted: list[Figures]) -> Errors:
+        found = errors(predicted, self.measured)
+        wider = {name: 2 * self.luck[name] for name in found}
+        return {name: Error(e.middle, e.low - wider[name], e.high + wider[name]) for name, e in found.items()}
 
     def parts(self, figure: str) -> dict[str, float]:
-        """The error of a figure with the expected commits, by where it comes from, and, ``machine``, what it would be
-        off more if the machine's speed were not known: medians over repetitions."""
+        """The error of a figure beforehand, by where it comes from: medians over repetitions. ``scheduling`` checks the
+        log and its replay; the scheduler is one and the same."""
         replayed, recorded = ([of.figures for of in runs] for runs in (self.replayed, self.recorded))
-        columns = self.measured, replayed, recorded, self.expected, self.elsewhere
+        columns = self.measured, replayed, recorded, self.expected
         rows = [[of[figure] for of in row] for row in zip(*columns, strict=True)]
         return {
             "scheduling": median(replay / m - 1 for m, replay, *_ in rows),
-            "latency": median((known - replay) / m for m, replay, known, *_ in rows),
-            "commits": median((expected - known) / m for m, _, known, expected, _ in rows),
-            "machine": median((elsewhere - known) / m for m, _, known, _, elsewhere in rows),
+            "latency": median((known - replay) / m for m, replay, known, _ in rows),
+            "commits": median((expected - known) / m for m, _, known, expected in rows),
+            "machine": median((self.beforehand[figure] - expected) / m for m, _, _, expected in rows),
         }
 
 
@@ -233,23 +249,26 @@ def validated(prepare: Callable[[int], Run], real: list[RealRun], draws: int) ->
     the scenario's own."""
     run = prepare(0)
     replays = [with_recorded_rounds(prepare(0), of) for of in real]
-    expected, luck = zip(*(_expected(prepare, of, draws if run.luck else 1) for of in real), strict=True)
-    in_turn = run.scenario.scheduler.policy == "lockstep"
+    known = [with_recorded_commits(slowed(prepare(0), of.slowness), of) for of in real]
+    drawn = [prepare(draw) for draw in range(draws if run.luck else 1)]
+    beforehand, luck = _expected(drawn, 1.0)
     return Validated(
         run,
         real,
         replayed=[predict(run) for run, _ in replays],
-        recorded=[predict(with_recorded_commits(slowed(prepare(0), of), of)) for of in real],
-        elsewhere=[predict(with_recorded_commits(prepare(0), of)).figures for of in real],
-        expected=list(expected),
-        luck=luck[0],
+        recorded=[predict(run) for run in known],
+        expected=[_expected(drawn, of.slowness)[0] for of in real],
+        beforehand=beforehand,
+        luck=luck,
         strayed=sum(rounds.strayed for _, rounds in replays),
-        passes=pass_errors(run.latency, real, run.scenario.decoding.kind, in_turn),
+        passes=pass_errors(run.latency, real, run.scenario.decoding.kind, run.scenario.scheduler.policy == "lockstep"),
+        warnings=list(dict.fromkeys(warning for run in known for warning in run.warnings)),
     )
 
 
-def _expected(prepare: Callable[[int], Run], real: RealRun, draws: int) -> tuple[Figures, Figures]:
+def _expected(drawn: list[Run], slowness: float) -> tuple[Figures, Figures]:
     """Means of figures over draws of luck, and their standard deviations relative to them."""
-    drawn = [predict(slowed(prepare(draw), real)).figures for draw in range(draws)]
-    means = {name: float(np.mean([of[name] for of in drawn])) for name in drawn[0]}
-    return means, {name: float(np.std([of[name] for of in drawn])) / mean for name, mean in means.items()}
+    of_draws = [predict(slowed(replace(run, warnings=[]), slowness)).figures for run in drawn]
+    there = [name for name in of_draws[0] if all(of[name] for of in of_draws)]
+    means = {name: float(np.mean([of[name] for of in of_draws])) for name in there}
+    return means, {name: float(np.std([of[name] for of in of_draws])) / means[name] for name in there}

@@ -154,11 +154,13 @@ class MeasuredMemory(_Part):
 class EngineFigures(_Part):
     """Inside a serving engine. ``ratios``: by kind of pass, what it takes over what it takes alone, at each number of
     sequences of its grid; ``host_s``: of a round, what is no pass; ``wake_s``: what a round takes longer that ends an
-    idle time; ``rounds``: over which that was measured."""
+    idle time; ``probe_s``: of a denoise pass of one sequence without context meanwhile, which tells later how fast the
+    machine is; ``rounds``: over which that was measured."""
 
     ratios: dict[str, list[PositiveFloat]]
     host_s: NonNegativeFloat
     wake_s: NonNegativeFloat
+    probe_s: PositiveFloat
     rounds: PositiveInt
 
 
@@ -369,11 +371,11 @@ def load_profile(profile: str, base: Path = Path()) -> Profile:
         raise InputError(f"{path}: {key}: {said}") from None
 
 
-def save_profile(profile: Profile, path: Path) -> None:
-    """As JSON; packed, the same bytes for the same profile, where ``path`` ends in .gz. Raises InputError."""
+def save_profile(profile: Profile, path: Path, packed: bool = False) -> None:
+    """As JSON; ``packed``, the same bytes for the same profile, or where ``path`` ends in .gz. Raises InputError."""
     data = profile.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     text = json.dumps({"format": profile.format, "version": profile.version} | data, indent=1) + "\n"
     try:
-        path.write_bytes(gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())
+        path.write_bytes(gzip.compress(text.encode(), mtime=0) if packed or path.suffix == ".gz" else text.encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None

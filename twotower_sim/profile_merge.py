@@ -92,8 +92,11 @@ def _engine(a: MeasuredLatency, b: MeasuredLatency, grids: dict[str, Grid]) -> E
                 at = dict(zip(_batches(of.grids, name), of.engine.ratios[name], strict=True)) | at
         ratios[name] = np.interp(_batches(grids, name), sorted(at), [at[n] for n in sorted(at)]).tolist()
     rounds = [engine.rounds for engine in figures]
-    host_s, wake_s = np.average([(engine.host_s, engine.wake_s) for engine in figures], axis=0, weights=rounds).tolist()
-    return EngineFigures(ratios=dict(sorted(ratios.items())), host_s=host_s, wake_s=wake_s, rounds=sum(rounds))
+    beside = {
+        name: float(np.average([getattr(engine, name) for engine in figures], weights=rounds))
+        for name in ("host_s", "wake_s", "probe_s")
+    }
+    return EngineFigures(ratios=dict(sorted(ratios.items())), rounds=sum(rounds), **beside)
 
 
 def _batches(grids: dict[str, Grid], name: str) -> list[int]:

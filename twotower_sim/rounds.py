@@ -138,7 +138,8 @@ class RoundEngine:
     def submit(self, seq: Task, now_ns: int) -> None:
         self.settle(now_ns)
         if self.idle:
-            self.idle, self.clock_ns = False, now_ns + self._wake_ns
+            slept = now_ns > self.clock_ns
+            self.idle, self.clock_ns = False, now_ns + slept * self._wake_ns
         self.queue.add(seq)
         self.queued_tokens += self.decoder.prefill_length(seq)
 

@@ -29,10 +29,12 @@ Row = Iterable[Any]
 
 @dataclass(frozen=True)
 class Report:
-    """All of one command. ``calibrated``: the profile was measured between the runs, else it was given."""
+    """All of one command. ``where``: the machine of the real runs; ``calibrated``: the profile was measured between
+    them, or else given."""
 
     scenarios: list[Validated]
     profile: Profile
+    where: str
     calibrated: bool
     goal: float
     command: str
@@ -51,10 +53,14 @@ def summary_lines(found: Report) -> list[str]:
     """What a person at a terminal reads."""
     out = []
     for scenario in found.scenarios:
-        recorded, expected = scenario.recorded_errors, scenario.expected_errors
-        said = [f"{verdict(of, found.goal)}, worst {worst(of):.1%}" for of in (recorded, expected)]
-        out.append(f"{scenario.run.scenario.name}: with recorded commits {said[0]}; with drawn ones {said[1]}")
-        out += [f"  {NAMES[name]:12}{recorded[name]}   {expected[name]}" for name in HEADLINE]
+        rows = [(title, getattr(scenario, of)) for title, of, _ in PREDICTIONS]
+        out.append(
+            f"{scenario.run.scenario.name}: {NAMES[HEADLINE[0]]}, {', '.join(NAMES[name] for name in HEADLINE[1:])}"
+        )
+        for title, of in rows:
+            figures = "   ".join(str(of[name]) for name in HEADLINE)
+            out.append(f"  {title}: {verdict(of, found.goal)}, worst {worst(of):.1%}: {figures}")
+        out += [f"  Warning: {warning}" for warning in scenario.warnings]
     return out
 
 
@@ -64,39 +70,55 @@ def markdown(found: Report) -> str:
 
 def _head(found: Report) -> list[str]:
     source = found.profile.of("latency")
-    between = "measured between the runs, never on them" if found.calibrated else "given"
+    between = "measured between the runs" if found.calibrated else f"given ({source}, {source.date}; its commits may be"
+    between += "" if found.calibrated else " fitted to the prompts that were served)"
     coverage = 1 - 2.0 ** (1 - found.repetitions)
     return [
         "# Predicted against measured",
         "",
         f"`{found.command}`",
         "",
-        f"Real runs of {source.model} in {source.dtype} on {source.device}, {source.date}, each {found.repetitions} "
-        f"times; the profile was {between}. An error is predicted / measured - 1: the median over repetitions, and in "
-        f"brackets the least and the largest, between which the true median lies with probability {coverage:.0%}.",
+        f"Real runs of {source.model} on {found.where}, each {found.repetitions} times; the profile was {between}. "
+        "No run was fitted to. An error is predicted / measured - 1: the median over repetitions, and in brackets the "
+        f"least and the largest, between which the true median lies with probability {coverage:.0%}; with drawn "
+        "commits wider by two standard deviations of their luck, since a run draws once.",
+        "",
+        "A shared machine changes its speed. Probes during a run, passes that do not count, tell by how much; the "
+        "first two tables are for the machine as it was during the run, the third for the machine as it was "
+        "calibrated. Below saturation the throughput is that of the load, whatever is predicted.",
         "",
     ]
 
 
+PREDICTIONS = (
+    ("Recorded commits", "recorded_errors", "latency alone is left to differ"),
+    ("Drawn commits", "expected_errors", "from the profile's law"),
+    ("Beforehand", "beforehand_errors", "drawn commits and the machine as it was calibrated: all that a planner has"),
+)
+"""Title, errors of ``Validated``, and what that is."""
+
+
 def _summary(found: Report) -> list[str]:
     out = []
-    for title, of in (
-        ("With the commits that were recorded: latency and scheduling", "recorded_errors"),
-        ("With commits drawn from the profile's law: what a planner has", "expected_errors"),
-    ):
-        all_errors = [getattr(scenario, of) for scenario in found.scenarios]
-        flat = [abs(errors[name].middle) for errors in all_errors for name in HEADLINE]
+    for title, of, what in PREDICTIONS:
+        rows = [s for s in found.scenarios if of == "recorded_errors" or s.run.luck]
+        all_errors = [getattr(scenario, of) for scenario in rows]
+        if not rows:
+            continue
+        flat = {name: [abs(errors[name].middle) for errors in all_errors] for name in HEADLINE}
+        every = [error for column in flat.values() for error in column]
+        latency = [error for name, column in flat.items() if "throughput" not in name for error in column]
         out += [
-            f"## {title}",
+            f"## {title}: {what}",
             "",
-            f"Over all runs and the four figures: median error {median(flat):.1%}, worst {max(flat):.1%} "
-            f"(goal of a run: {found.goal:.0%}).",
+            f"Median error {median(every):.1%}, of latencies alone {median(latency):.1%}, worst {max(every):.1%} (goal "
+            f"of a run: {found.goal:.0%}){'' if of == 'recorded_errors' else '; two towers only'}.",
             "",
             *_table(
                 ["run", *NAMES.values(), "verdict"],
                 (
                     [s.run.scenario.name, *(errors[name] for name in HEADLINE), verdict(errors, found.goal)]
-                    for s, errors in zip(found.scenarios, all_errors, strict=True)
+                    for s, errors in zip(rows, all_errors, strict=True)
                 ),
             ),
             "",
@@ -109,29 +131,18 @@ def _parts(found: Report) -> list[str]:
     for scenario in found.scenarios:
         for name in HEADLINE[:2]:
             parts = [f"{part:+.1%}" for part in scenario.parts(name).values()]
-            luck, speeds = f"{scenario.luck[name]:.1%}", [f"{real.slowness:.2f}" for real in scenario.real]
-            rows.append(
-                [
-                    scenario.run.scenario.name,
-                    NAMES[name],
-                    *parts[:3],
-                    luck,
-                    scenario.strayed,
-                    parts[3],
-                    " ".join(speeds),
-                ]
-            )
+            luck, speeds = f"{scenario.luck[name]:.1%}", " ".join(f"{real.slowness:.2f}" for real in scenario.real)
+            rows.append([scenario.run.scenario.name, NAMES[name], *parts, luck, scenario.strayed, speeds])
     return [
         "## Where the errors come from",
         "",
-        "Scheduling: with recorded commits and durations, all that is left. Latency: what predicting durations adds. "
-        "Commits: what drawing commits adds; luck: the standard deviation of one draw around the mean of many. "
-        "Machine: what leaving out the machine's speed during the run would add; slowness: of probes during each "
-        "run over what they took in the calibration.",
+        "Of the error beforehand. Scheduling: what is left with recorded commits and durations; one scheduler serves "
+        "both, so this checks the log and its replay. Latency: what predicting durations adds. Commits: what drawing "
+        "them adds, beside the luck of one draw (standard deviation). Machine: what its speed during the run adds; "
+        "slowness is that of probes in each run.",
         "",
         *_table(
-            ["run", "figure", "scheduling", "latency", "commits", "luck", "rounds that strayed", "machine", "slowness"],
-            rows,
+            ["run", "figure", "scheduling", "latency", "commits", "machine", "luck", "strayed rounds", "slowness"], rows
         ),
         "",
     ]
@@ -159,17 +170,22 @@ def _passes(found: Report) -> list[str]:
 def _details(found: Report) -> list[str]:
     out = ["## All figures", ""]
     for scenario in found.scenarios:
-        recorded, expected = scenario.recorded_errors, scenario.expected_errors
+        columns = [getattr(scenario, of) for _, of, _ in PREDICTIONS]
         measured = {name: [figures[name] for figures in scenario.measured] for name in scenario.measured[0]}
         out += [
             f"### {scenario.run.scenario.name}",
             "",
+            *(f"Warning: {warning}\n" for warning in scenario.warnings),
             *_table(
-                ["figure", "measured (least to largest)", "recorded commits", "drawn commits"],
+                ["figure", "measured (least to largest)", *(title.lower() for title, _, _ in PREDICTIONS)],
                 (
-                    [name, f"{median(of):,.1f} ({min(of):,.1f} to {max(of):,.1f})", recorded[name], expected[name]]
+                    [
+                        name,
+                        f"{median(of):,.1f} ({min(of):,.1f} to {max(of):,.1f})",
+                        *(errors[name] for errors in columns),
+                    ]
                     for name, of in measured.items()
-                    if name in recorded
+                    if all(name in errors for errors in columns)
                 ),
             ),
             "",
@@ -189,6 +205,7 @@ def as_json(found: Report) -> dict[str, Any]:
     return {
         "command": found.command,
         "goal": found.goal,
+        "where": found.where,
         "profile": found.profile.provenance.model_dump(),
         "calibrated": found.calibrated,
         "scenarios": [_scenario_json(scenario, found.goal) for scenario in found.scenarios],
@@ -199,29 +216,33 @@ def _scenario_json(of: Validated, goal: float) -> dict[str, Any]:
     def plain(errors: Errors) -> dict[str, Any]:
         return {name: vars(error) for name, error in errors.items()}
 
-    recorded, expected = of.recorded_errors, of.expected_errors
+    predicted = {
+        "recorded_commits": [outcome.figures for outcome in of.recorded],
+        "drawn_commits": of.expected,
+        "beforehand": of.beforehand,
+    }
+    predictions = {
+        key: {
+            "predicted": figures,
+            "errors": plain(errors),
+            "worst": worst(errors),
+            "verdict": verdict(errors, goal),
+        }
+        for (key, figures), errors in zip(
+            predicted.items(), (of.recorded_errors, of.expected_errors, of.beforehand_errors), strict=True
+        )
+    }
     return {
         "name": of.run.scenario.name,
         "scenario": of.run.scenario.model_dump(by_alias=True),
         "measured": of.measured,
-        "recorded_commits": {
-            "predicted": [outcome.figures for outcome in of.recorded],
-            "errors": plain(recorded),
-            "worst": worst(recorded),
-            "verdict": verdict(recorded, goal),
-        },
-        "drawn_commits": {
-            "predicted": of.expected,
-            "luck": of.luck,
-            "errors": plain(expected),
-            "worst": worst(expected),
-            "verdict": verdict(expected, goal),
-        },
+        **predictions,
+        "luck": of.luck,
         "parts": {name: of.parts(name) for name in HEADLINE},
         "passes": {kind: error._asdict() for kind, error in of.passes.items()},
         "rounds_that_strayed": of.strayed,
         "slowness": [real.slowness for real in of.real],
-        "warnings": of.run.warnings,
+        "warnings": of.warnings,
     }
 
 

@@ -160,12 +160,12 @@ def texts(held_out: Corpus, seed: int) -> dict[str, Iterator[str]]:
     return {"template": templates(held_out.words, random), "code": _excerpts(held_out.sources, random)}
 
 
-def prompts(held_out: Corpus, seed: int, per_class: int = PROMPTS_PER_CLASS) -> list[dict[str, str]]:
+def prompts(held_out: Corpus, seed: int) -> list[dict[str, str]]:
     """Prompts of both classes with their true continuations, all of them ASCII; the next two lines of a template, which
     are determined, are its answer."""
     out = []
     for class_, of_class in texts(held_out, seed).items():
-        for text in islice(of_class, per_class):
+        for text in islice(of_class, PROMPTS_PER_CLASS):
             reference = text[PROMPT_BYTES:][:REFERENCE_BYTES]
             row = {"class": class_, "prompt": text[:PROMPT_BYTES], "reference": reference}
             if class_ == "template":

@@ -2,7 +2,7 @@
 
 .venv/bin/python tests/benchmarks/fidelity.py REPETITIONS reports/fidelity
 
-writes reports/fidelity.md and reports/fidelity.svg.
+writes reports/fidelity.md, fidelity.svg and fidelity.json.
 """
 
 import sys
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from calibrate.validation import Validation, ask_for
 from twotower_sim.pairs_plot import plot_pairs
-from twotower_sim.profile import load_profile
-from twotower_sim.validation_report import Report, markdown, panels
+from twotower_sim.result import write_json
+from twotower_sim.validation_report import Report, as_json, markdown, panels
 
 ROOT = Path(__file__).parent.parent.parent
 RATE, REQUESTS, SEATS = "workload.arrivals.rate_rps", "workload.requests", "scheduler.max_num_seqs"
@@ -44,10 +44,9 @@ def main() -> None:
     ]
     validation = Validation(questions, repetitions, None, None, None, None)
     scenarios = validation.run(Console(stderr=True))
-    profile = load_profile(str(validation.profile))
-    found = Report(
-        scenarios, profile, True, 0.12, f"python tests/benchmarks/fidelity.py {repetitions} reports/fidelity"
-    )
+    command = f"python tests/benchmarks/fidelity.py {repetitions} reports/fidelity"
+    found = Report(scenarios, validation.read(), validation.where, True, 0.12, command)
+    write_json(out.with_suffix(".json"), as_json(found))
     out.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
     plot_pairs(panels(found), out.with_suffix(".svg"))
 

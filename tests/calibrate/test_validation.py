@@ -60,7 +60,7 @@ def test_on_a_given_profile(tmp_path):
         "--goal",
         9,
     )
-    assert done.output.count("with recorded commits confirmed") == 2
+    assert done.output.count("Recorded commits: confirmed") == 2  # of so wide a goal
     assert sorted(path.name for path in out.iterdir()) == [
         "fidelity.json",
         "profile.json.gz",
@@ -74,11 +74,11 @@ def test_on_a_given_profile(tmp_path):
     for scenario in found["scenarios"]:
         assert scenario["rounds_that_strayed"] == 0
         assert all(parts["scheduling"] == 0 for parts in scenario["parts"].values())
-        assert len(scenario["slowness"]) == len(scenario["measured"]) == 2
+        assert len(scenario["slowness"]) == len(scenario["measured"]) == 3
         error = scenario["recorded_commits"]["errors"]["request_latency.p50"]
         assert f"{error['middle']:+.1%} ({error['low']:+.1%} to {error['high']:+.1%})" in report
     runs = json.loads(gzip.decompress((out / "runs.json.gz").read_bytes()))
-    assert [run["name"] for run in runs] == ["validate_tiny"] * 2 + ["autoregressive"] * 2
+    assert [run["name"] for run in runs] == ["validate_tiny"] * 3 + ["autoregressive"] * 3
     for run in runs:
         times = zip(*(run["requests"][key] for key in ("arrival_ns", "admit_ns", "first_ns", "finish_ns")), strict=True)
         assert all(a <= b <= c <= d for a, b, c, d in times)
@@ -92,10 +92,10 @@ def test_calibrating_between_the_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "SAMPLES", 1)
     monkeypatch.setattr(validation, "PROMPTS_TO_FIT", 2)
     monkeypatch.setattr(validation, "DRAWS", 2)
-    call(SCENARIO, *TINY, "--repetitions", 2, "--out", tmp_path)
+    call(SCENARIO, *TINY, "--repetitions", 3, "--out", tmp_path)
     profile = load_profile(str(tmp_path / "profile.json.gz"))
     assert profile.latency.passes["denoise"].axes["sequences"] == [1, 2]
-    assert len(profile.latency.passes["denoise"].samples_s[0]) == 2
+    assert len(profile.latency.passes["denoise"].samples_s[0]) == 3
     assert set(profile.latency.engine.ratios) >= {"denoise", "extend", "decode", "prefill"}
     assert profile.commits.classes["template"].points == [(0.8, 16)]
     assert "measured between the runs" in (tmp_path / "report.md").read_text()
@@ -108,6 +108,9 @@ def test_calibrating_between_the_runs(tmp_path, monkeypatch):
         ([SCENARIO, "--set", "deployment.replicas=2"], "deployment.replicas: found 2; the real engine does 1"),
         ([SCENARIO, "--set", "deployment.placement.kind=split"], "deployment.placement.kind: found split; the real engine does colocated"),
         ([SCENARIO, "--set", "memory.prefix_cache.kind=hybrid"], "memory.prefix_cache.kind: found hybrid"),
+        ([SCENARIO, "--set", "scheduler.host_overhead_ms=1"], "scheduler.host_overhead_ms: found 1"),
+        ([SCENARIO, "--set", "decoding.block_size=8"], "decoding.block_size: found 8; twotower-tiny has 16"),
+        ([SCENARIO, ROOT / "scenarios" / "quickstart.yaml", "--set", "commits={kind: profile, class: code}", "--set", "deployment.placement.kind=colocated"], "the scenarios have different models"),
         ([SCENARIO, "--set", "commits.kind=observed"], "commits.kind: found observed; expected profile"),
         ([SCENARIO, "--profile", "nothing.json"], "nothing.json: not a profile"),
         ([SCENARIO, "--model", "nowhere/at-all"], "nowhere/at-all"),
