@@ -421,7 +421,7 @@ def test_an_idle_engine_wakes_and_every_round_has_its_host_time(tmp_path):
     """The first token of a lone request is later by the wake and by the host time of its rounds, in both engines."""
     sections = {
         "workload": synthetic(1, rate_rps=1.0, output_tokens=12),
-        "deployment": {"placement": {"kind": "colocated"}},
+        "deployment": {"gpu": "h200", "placement": {"kind": "colocated"}},
         "scheduler": {"max_num_seqs": 4},
         "commits": {"kind": "constant", "tokens_per_step": 16},
     }

@@ -70,9 +70,8 @@ def loop_of(kind: str, slow: float, idle: bool = False) -> Loop:
 def test_what_an_engine_adds_is_found(slow):
     """Also where some loops were slower: probes tell."""
     kinds = ("two_tower", "autoregressive")
-    found = engine_figures(
-        ALONE, [*(loop_of(kind, slow) for kind in kinds), *(loop_of(kind, slow, idle=True) for kind in kinds)], 16
-    )
+    busy = [loop_of(kind, speed) for kind in kinds for speed in (slow, 1.0)]
+    found = engine_figures(ALONE, [*busy, *(loop_of(kind, 1.0, idle=True) for kind in kinds)], 16)
     for name, ratio in LONGER.items():
         assert found.ratios[name] == pytest.approx([ratio] * len(ALONE.grids[name].axes["sequences"]), rel=1e-5), name
     for name in ("extend+prefill", "decode+prefill"):

@@ -37,7 +37,7 @@ def call(*arguments):
 
 
 def test_on_a_given_profile(tmp_path):
-    """Two scenarios, two repetitions: files, figures and picture say the same."""
+    """Two scenarios, three repetitions: files, figures and picture say the same."""
     other = tmp_path / "autoregressive.yaml"
     other.write_text(
         SCENARIO.read_text()
@@ -52,7 +52,7 @@ def test_on_a_given_profile(tmp_path):
         "--profile",
         PROFILE,
         "--repetitions",
-        2,
+        3,
         "--out",
         out,
         "--plot",
@@ -110,12 +110,11 @@ def test_calibrating_between_the_runs(tmp_path, monkeypatch):
         ([SCENARIO, "--set", "memory.prefix_cache.kind=hybrid"], "memory.prefix_cache.kind: found hybrid"),
         ([SCENARIO, "--set", "scheduler.host_overhead_ms=1"], "scheduler.host_overhead_ms: found 1"),
         ([SCENARIO, "--set", "decoding.block_size=8"], "decoding.block_size: found 8; twotower-tiny has 16"),
-        ([SCENARIO, ROOT / "scenarios" / "quickstart.yaml", "--set", "commits={kind: profile, class: code}", "--set", "deployment.placement.kind=colocated"], "the scenarios have different models"),
         ([SCENARIO, "--set", "commits.kind=observed"], "commits.kind: found observed; expected profile"),
         ([SCENARIO, "--profile", "nothing.json"], "nothing.json: not a profile"),
         ([SCENARIO, "--model", "nowhere/at-all"], "nowhere/at-all"),
         ([SCENARIO, "--plot", "p.pdf"], "found suffix '.pdf'"),
-        ([SCENARIO, *FEW, "--profile", PROFILE, "--set", "commits.class=poetry"], "commits.class: found 'poetry'"),
+        ([SCENARIO, *FEW, "--profile", PROFILE, "--set", "commits.class=poetry"], "commits.class: found poetry; there are texts to serve of code, template"),
         ([SCENARIO, "--profile", PROFILE, "--prompts", "nothing.jsonl", *FEW], "nothing.jsonl: cannot be read"),
         ([], "nothing to validate; name a scenario, or measurements with --log"),
         ([SCENARIO, SCENARIO, "--log", PROFILE], "found 2 scenarios; expected one at most"),
@@ -130,8 +129,19 @@ def test_bad_input_is_explained(arguments, said, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_scenarios_have_one_model(tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        SCENARIO.read_text()
+        .replace("../calibrate/tiny/config.json", "nemotron-twotower-30b-a3b")
+        .replace("../", f"{ROOT}/")
+    )
+    with pytest.raises(InputError, match="the scenarios have different models"):
+        call(SCENARIO, other, "--out", tmp_path / "out")
+
+
 def test_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "twotower_sim", "validate", str(SCENARIO), "--set", "deployment.replicas=2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("Error: ")
