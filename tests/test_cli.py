@@ -83,7 +83,7 @@ def test_commands_of_the_readme(tmp_path, data):
                 "--profile",
                 "reports/tiny-cpu.profile.json.gz",
                 "--repetitions",
-                "2",
+                "3",
                 "--set",
                 "workload.requests=8",
             ]
