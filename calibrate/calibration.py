@@ -165,8 +165,8 @@ class Calibration:
             total_s += seconds
         return [
             *lines,
-            f"in all     about {_span(total_s)}, from bandwidth and launches; loading, compiling and the engine's loops "
-            "come on top",
+            f"in all     about {_span(total_s)}, from bandwidth and launches; loading, compiling and the engine's "
+            "loops come on top",
         ]
 
     def _device_facts(self) -> dict[str, Any]:

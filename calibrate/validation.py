@@ -319,6 +319,8 @@ def serve_run(run: Run, model: TwoTower, prompts: list[torch.Tensor], finished: 
     slots = Slots(run.memory.kv_blocks, scenario.memory.kv_block_tokens, seats)
     longest = int((requests.input_tokens + requests.output_tokens).max())
     served = Served(Passes(model, model.cache(seats + 1, longest)), slots, seats, prompts)
+    for request in run.rejected.tolist():
+        run.records.arrival_ns[request] = int(requests.arrival_ns[request])
     decoder, written = _decoder(run, served)
     decoder.warm_up()
     arrivals, more = _arrivals(run)

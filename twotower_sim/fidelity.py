@@ -70,9 +70,10 @@ def _figures(results: Results, rounds: Sequence[Round]) -> Figures:
     out["output_token_throughput.avg"] = results.metrics["output_token_throughput"]["avg"]
     out["rounds"] = len(rounds)
     batch = np.array([r.decoding + r.extending * (not r.in_turn) for r in rounds])
-    batch = batch[batch > 0]
-    out["batch.avg"] = float(batch.mean())
-    return out | {f"batch.p{p}": float(np.percentile(batch, p)) for p in (50, 90)}
+    if len(batch := batch[batch > 0]):
+        out["batch.avg"] = float(batch.mean())
+        out |= {f"batch.p{p}": float(np.percentile(batch, p)) for p in (50, 90)}
+    return out
 
 
 # ---------------------------------------------------------------------- predictions
