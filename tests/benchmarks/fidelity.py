@@ -2,7 +2,7 @@
 
 .venv/bin/python tests/benchmarks/fidelity.py REPETITIONS reports/fidelity
 
-writes reports/fidelity.md, fidelity.svg and fidelity.json.
+writes reports/fidelity.md and fidelity.svg, and fidelity.json, which holds every figure.
 """
 
 import sys
