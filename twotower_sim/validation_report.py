@@ -15,6 +15,7 @@ import numpy as np
 from twotower_sim.fidelity import HEADLINE, Errors, Validated, verdict, worst
 from twotower_sim.profile import Profile
 from twotower_sim.recorded import RoundLog
+from twotower_sim.scenario import Scenario
 
 NAMES = {
     "request_latency.p50": "E2E p50",
@@ -234,7 +235,7 @@ def _scenario_json(of: Validated, goal: float) -> dict[str, Any]:
     }
     return {
         "name": of.run.scenario.name,
-        "scenario": of.run.scenario.model_dump(by_alias=True),
+        "scenario": _beside(of.run.scenario),
         "measured": of.measured,
         **predictions,
         "luck": of.luck,
@@ -244,6 +245,14 @@ def _scenario_json(of: Validated, goal: float) -> dict[str, Any]:
         "slowness": [real.slowness for real in of.real],
         "warnings": of.warnings,
     }
+
+
+def _beside(scenario: Scenario) -> dict[str, Any]:
+    """With the profile that stands beside the file."""
+    plain = scenario.model_dump(by_alias=True)
+    if "path" in plain["latency"]:
+        plain["latency"]["path"] = "profile.json.gz"
+    return plain
 
 
 def write_runs(found: Report, path: Path) -> None:

@@ -69,6 +69,7 @@ def test_on_a_given_profile(tmp_path):
     report = (out / "report.md").read_text()
     assert [scenario["name"] for scenario in found["scenarios"]] == ["validate_tiny", "autoregressive"]
     assert not found["calibrated"]
+    assert str(ROOT) not in json.dumps([scenario["scenario"]["latency"] for scenario in found["scenarios"]])
     for scenario in found["scenarios"]:
         assert scenario["rounds_that_strayed"] == 0
         assert all(parts["scheduling"] == 0 for parts in scenario["parts"].values())
