@@ -142,5 +142,5 @@ def test_scenarios_have_one_model(tmp_path):
 def test_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "twotower_sim", "validate", str(SCENARIO), "--set", "deployment.replicas=2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert (done.returncode, done.stdout) == (3, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: ")
