@@ -20,6 +20,7 @@ from twotower_sim.result import all_or_nothing, write_json
 from twotower_sim.scenario import Scenario, load_scenario
 
 PLAIN = ROOT / "scenarios" / "log.yaml"
+WIDTH = 110  # columns that the table needs, also where the output is a file
 SHOWN = (
     "time_to_first_token.avg",
     "time_to_first_token.p90",
@@ -49,7 +50,7 @@ def validate_log(
         write_json(data, as_json(found, read, asked, share))
         if plot and picture:
             plot_pairs(panels(found), picture, plot.suffix)
-    show(found, read, log, Console())
+    show(found, read, log, Console(width=max(WIDTH, Console().width)))
     print(f"Results     {out}/log_validation.json" + (f"; {plot}" if plot else ""))
 
 
