@@ -84,11 +84,23 @@ def _head(found: Report) -> list[str]:
         f"least and the largest, between which the true median lies with probability {coverage:.0%}; with drawn "
         "commits wider by two standard deviations of their luck, since a run draws once.",
         "",
-        "A shared machine changes its speed. Probes during a run, passes that do not count, tell by how much; the "
-        "first two tables are for the machine as it was during the run, the third for the machine as it was "
-        "calibrated. Below saturation the throughput is that of the load, whatever is predicted.",
+        _speed(found),
+        "",
+        "Below saturation the throughput is that of the load, whatever is predicted.",
         "",
     ]
+
+
+def _speed(found: Report) -> str:
+    if not (found.profile.latency and found.profile.latency.engine):
+        return (
+            "The profile does not say how long a probe took when it was measured (no engine figures), so nothing is "
+            "known of the machine's speed during the runs: all tables are for the machine as it was calibrated."
+        )
+    return (
+        "A shared machine changes its speed. Probes during a run, passes that do not count, tell by how much; the "
+        "first two tables are for the machine as it was during the run, the third for the machine as it was calibrated."
+    )
 
 
 PREDICTIONS = (

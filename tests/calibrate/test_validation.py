@@ -36,14 +36,16 @@ def call(*arguments):
     return done
 
 
+def variant(folder, name, old, new):
+    """The scenario with something else in it, in another folder."""
+    path = folder / f"{name}.yaml"
+    path.write_text(SCENARIO.read_text().replace(old, new).replace("../", f"{ROOT}/"))
+    return path
+
+
 def test_on_a_given_profile(tmp_path):
     """Two scenarios, three repetitions: files, figures and picture say the same."""
-    other = tmp_path / "autoregressive.yaml"
-    other.write_text(
-        SCENARIO.read_text()
-        .replace("{kind: two_tower, gamma: 0.8}", "{kind: autoregressive}")
-        .replace("../", f"{ROOT}/")
-    )
+    other = variant(tmp_path, "autoregressive", "{kind: two_tower, gamma: 0.8}", "{kind: autoregressive}")
     out = tmp_path / "out"
     done = call(
         SCENARIO,
@@ -69,6 +71,7 @@ def test_on_a_given_profile(tmp_path):
     report = (out / "report.md").read_text()
     assert [scenario["name"] for scenario in found["scenarios"]] == ["validate_tiny", "autoregressive"]
     assert not found["calibrated"]
+    assert "known of the machine's speed during the runs: all tables" in report  # of a profile without engine figures
     assert str(ROOT) not in json.dumps([scenario["scenario"]["latency"] for scenario in found["scenarios"]])
     for scenario in found["scenarios"]:
         assert scenario["rounds_that_strayed"] == 0
@@ -97,7 +100,9 @@ def test_calibrating_between_the_runs(tmp_path, monkeypatch):
     assert len(profile.latency.passes["denoise"].samples_s[0]) == 3
     assert set(profile.latency.engine.ratios) >= {"denoise", "extend", "decode", "prefill"}
     assert profile.commits.classes["template"].points == [(0.8, 16)]
-    assert "measured between the runs" in (tmp_path / "report.md").read_text()
+    report = (tmp_path / "report.md").read_text()
+    assert "measured between the runs" in report
+    assert "Probes during a run" in report
 
 
 @pytest.mark.parametrize(
@@ -129,12 +134,7 @@ def test_bad_input_is_explained(arguments, said, tmp_path):
 
 
 def test_scenarios_have_one_model(tmp_path):
-    other = tmp_path / "other.yaml"
-    other.write_text(
-        SCENARIO.read_text()
-        .replace("../calibrate/tiny/config.json", "nemotron-twotower-30b-a3b")
-        .replace("../", f"{ROOT}/")
-    )
+    other = variant(tmp_path, "other", "../calibrate/tiny/config.json", "nemotron-twotower-30b-a3b")
     with pytest.raises(InputError, match="the scenarios have different models"):
         call(SCENARIO, other, "--out", tmp_path / "out")
 
