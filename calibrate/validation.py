@@ -115,9 +115,10 @@ def ask_for(path: Path, overrides: list[str]) -> Question:
 
 def validate(
     paths: list[Path], overrides: list[str], out: Path, repetitions: int, profile: Path | None, model: str | None,
-    devices: str | None, prompts: Path | None, goal: float, plot: Path | None,
+    devices: str | None, prompts: Path | None, threads: int, goal: float, plot: Path | None,
 ) -> None:  # fmt: skip
     """Validate scenarios and write what was found to the folder ``out``, all at once. Raises InputError."""
+    torch.set_num_threads(threads)
     if plot:
         check_plot(plot)
     validation = Validation([ask_for(path, overrides) for path in paths], repetitions, profile, model, devices, prompts)

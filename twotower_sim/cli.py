@@ -125,11 +125,13 @@ def validate(
     model: Annotated[str | None, typer.Option(help="Checkpoint to run; default: the scenario's model.")] = None,
     devices: Annotated[str | None, typer.Option(help="cpu or cuda:0; default: the GPU, if there is one.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="JSONL of {class, prompt}: half to fit, half to run.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch on a CPU; default: 1.")] = None,
     share: Annotated[float | None, typer.Option(min=0.05, max=0.95, help="With --log: to fit; default: 0.5.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw predicted against measured (.html, .png, .svg).")] = None,
 ) -> None:
     """Predict real runs, and say how far the predictions are off."""
     real = {"repetitions": repetitions, "profile": profile, "model": model, "devices": devices, "prompts": prompts}
+    real |= {"threads": threads}
     useless = [name for name, value in (real if log else {"share": share}).items() if value is not None]
     if useless:
         raise InputError(f"validate --{useless[0]}: has no effect {'with' if log else 'without'} --log")
@@ -144,7 +146,7 @@ def validate(
         else:
             validate_here = _real_engine()
             out, goal = out or Path("out") / f"validate-{scenarios[0].stem}", 0.12 if goal is None else goal
-            of = profile, model, devices, prompts
+            of = profile, model, devices, prompts, threads or 1
             validate_here(scenarios, set or [], out, repetitions or 5, *of, goal, plot)
     except KeyboardInterrupt:
         print("Interrupted; earlier results are as they were.", file=sys.stderr)

@@ -103,6 +103,7 @@ def test_calibrating_between_the_runs(tmp_path, monkeypatch):
     report = (tmp_path / "report.md").read_text()
     assert "measured between the runs" in report
     assert "Probes during a run" in report
+    assert "1 thread of torch" in report  # as calibrate has by default, whatever the environment says
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,7 @@ def test_calibrating_between_the_runs(tmp_path, monkeypatch):
         ([SCENARIO, SCENARIO, "--log", PROFILE], "found 2 scenarios; expected one at most"),
         (["--log", "nothing.csv"], "nothing.csv: cannot be read"),
         ([SCENARIO, "--share", 0.3], "validate --share: has no effect without --log"),
+        (["--log", "nothing.csv", "--threads", 2], "validate --threads: has no effect with --log"),
         (["--log", "nothing.csv", "--profile", PROFILE], "validate --profile: has no effect with --log"),
     ],
 )  # fmt: skip
