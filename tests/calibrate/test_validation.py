@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from typer.testing import CliRunner
 
@@ -94,6 +95,7 @@ def test_calibrating_between_the_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "SAMPLES", 1)
     monkeypatch.setattr(validation, "PROMPTS_TO_FIT", 2)
     monkeypatch.setattr(validation, "DRAWS", 2)
+    torch.set_num_threads(2)
     call(SCENARIO, *TINY, "--repetitions", 3, "--out", tmp_path)
     profile = load_profile(str(tmp_path / "profile.json.gz"))
     assert profile.latency.passes["denoise"].axes["sequences"] == [1, 2]
