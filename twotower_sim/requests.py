@@ -22,10 +22,39 @@ class Prefixes:
 
     def take(self, index: np.ndarray | slice) -> "Prefixes":
         rows = np.arange(len(self.first) - 1)[index]
-        counts = np.diff(self.first)[rows]
-        first = np.concatenate(([0], np.cumsum(counts)))
-        at = np.arange(first[-1]) + np.repeat(self.first[rows] - first[:-1], counts)
+        first, at = _ragged(self.first, rows)
         return Prefixes(first, self.hashes[at], self.block_tokens)
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What each request waits for, flat: it arrives when the last of them has let it go, and not before its recorded
+    arrival where that is ``binding``. A request that waits for nothing arrives at its recorded time."""
+
+    first: np.ndarray  # int64 (n + 1,): where each request's own begin
+    on: np.ndarray  # int64 (m,): the other request
+    delay_ns: np.ndarray  # int64 (m,), from when the other finishes
+    dispatch: np.ndarray  # bool (m,): or from when it arrives
+    binding: np.ndarray  # bool (n,)
+
+    def take(self, index: np.ndarray | slice) -> "Dependencies":
+        """Of some requests, in a new order; nobody waits for those that are left out."""
+        rows = np.arange(len(self.binding))[index]
+        place = np.full(len(self.binding), -1)
+        place[rows] = np.arange(len(rows))
+        first, at = _ragged(self.first, rows)
+        on = place[self.on[at]]
+        kept = on >= 0
+        first = np.concatenate(([0], np.cumsum(kept)))[first]
+        at = at[kept]
+        return Dependencies(first, on[kept], self.delay_ns[at], self.dispatch[at], self.binding[rows])
+
+
+def _ragged(first: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the rows' parts of a flat column begin when only they are kept, and where they stand now."""
+    counts = np.diff(first)[rows]
+    new = np.concatenate(([0], np.cumsum(counts)))
+    return new, np.arange(new[-1]) + np.repeat(first[rows] - new[:-1], counts)
 
 
 @dataclass(frozen=True)
@@ -36,10 +65,18 @@ class Requests:
     input_tokens: np.ndarray  # int64, >= 1
     output_tokens: np.ndarray  # int64, >= 1
     prefixes: Prefixes | None = None  # None: nothing is known of what prompts share
+    sessions: np.ndarray | None = None  # int64: number of the conversation; None: each request is its own
+    after: Dependencies | None = None  # None: nothing waits for anything else
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
 
     def take(self, index: np.ndarray | slice) -> "Requests":
-        prefixes = self.prefixes.take(index) if self.prefixes else None
-        return Requests(self.arrival_ns[index], self.input_tokens[index], self.output_tokens[index], prefixes)
+        return Requests(
+            self.arrival_ns[index],
+            self.input_tokens[index],
+            self.output_tokens[index],
+            self.prefixes.take(index) if self.prefixes else None,
+            self.sessions[index] if self.sessions is not None else None,
+            self.after.take(index) if self.after else None,
+        )
