@@ -1,48 +1,126 @@
-"""Trace files in the formats that users have; each family is one small file with ``sniff`` and ``read``."""
+"""Trace files in the formats that users have; each family is one small file with ``sniff`` and ``reader``."""
 
-from dataclasses import replace
-from itertools import chain
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
 
 from twotower_sim.errors import InputError
 from twotower_sim.readers import azure, mooncake
-from twotower_sim.requests import LATEST_NS, Requests
-from twotower_sim.text_file import lines
+from twotower_sim.readers.items import Items, items
+from twotower_sim.readers.rows import Row
+from twotower_sim.readers.table import Partial, Table
+from twotower_sim.requests import Requests
 
-FORMATS = {"mooncake": mooncake, "azure": azure}
+FORMATS: dict[str, ModuleType] = {"mooncake": mooncake, "azure": azure}
+MALFORMED = "malformed"
+OnError = Literal["fail", "skip"]
 
 
-def read_trace(path: Path, format: str = "auto") -> Requests:
-    """Requests in order of arrival (ties keep the file's order), the first at time 0.
+@dataclass(frozen=True)
+class Trace:
+    """What a file holds. ``relative``: its times count from the start of each session, and nobody knows when sessions
+    start. ``skipped``: rows that are not in it, by why; ``first_bad``: what was wrong with the first malformed one."""
 
-    ``format`` is a name of FORMATS, or "auto" to go by the first line. Plain or gzip. Raises InputError that
-    names file, line and field.
-    """
-    rest = lines(path)
-    head = []
-    for line in rest:
-        head.append(line)
-        if not line.isspace():
-            break
-    else:
-        raise InputError(f"{path}: is empty")
-    reader = FORMATS[_sniff(line, len(head), path) if format == "auto" else format]
-    requests = reader.read(chain(head, rest), path)
+    requests: Requests
+    format: str
+    relative: bool = False
+    skipped: dict[str, int] = field(default_factory=dict)
+    first_bad: str | None = None
+
+
+def read_trace(path: Path, format: str = "auto", on_error: OnError = "fail") -> Trace:
+    """``format`` is a name of FORMATS, or "auto" to go by the content. Plain, gzip, Zstandard, or Parquet. Raises
+    InputError that names file, line and field; with ``on_error`` "skip", malformed rows are counted instead."""
+    rows = Rows(path, format, on_error)
+    table = Table()
+    for place, row in rows:
+        try:
+            table.add(row, place)
+        except InputError as error:
+            rows.bad(place, str(error))
+    relative: bool = getattr(rows.family, "RELATIVE", False)
+    partial: Partial = getattr(rows.family, "PARTIAL_BLOCKS", "hashed")
+    try:
+        requests = table.requests(relative, partial, rows.bad)
+    except InputError as error:
+        raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from None
     if not len(requests):
-        raise InputError(f"{path}: holds no requests")
-    order = requests.arrival_ns.argsort(kind="stable")
-    requests = requests.take(order)
-    first_ns, last_ns = int(requests.arrival_ns[0]), int(requests.arrival_ns[-1])
-    if last_ns - first_ns > LATEST_NS:
-        raise InputError(f"{path}: spans {(last_ns - first_ns) / 3.156e16:.0f} years; at most 146 are replayed")
-    return replace(requests, arrival_ns=requests.arrival_ns - first_ns)
+        raise InputError(f"{path}: holds no requests{rows.why_not}")
+    return Trace(requests, rows.format, relative, dict(rows.skipped), rows.first_bad)
 
 
-def _sniff(first: str, number: int, path: Path) -> str:
-    for name, reader in FORMATS.items():
-        if reader.sniff(first):
+class Rows:
+    """The rows of a file with their places, one by one; what is skipped is counted."""
+
+    def __init__(self, path: Path, format: str, on_error: OnError) -> None:
+        self._items = items(path)
+        self.format = _sniff(self._items) if format == "auto" else format
+        self.family, self._skip = FORMATS[self.format], on_error == "skip"
+        self._check_kind()
+        self.skipped: Counter[str] = Counter()
+        self.first_bad: str | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, Row]]:
+        head = self._items
+        try:
+            read: Callable[[Any], Row | list[Row | str]] = self.family.reader(head.head)
+        except InputError as error:
+            raise InputError(f"{head.where(head.start)}: {error}") from None
+        for place, value in head.rest:
+            if isinstance(value, InputError):
+                self.bad(place, str(value))
+                continue
+            try:
+                found = read(value)
+            except InputError as error:
+                self.bad(place, str(error))
+                continue
+            if isinstance(found, Row):
+                yield place, found
+                continue
+            for row in found:
+                if isinstance(row, str):
+                    self.skipped[row] += 1
+                else:
+                    yield place, row
+
+    def bad(self, place: int, why: str) -> None:
+        """A malformed row: an error, or one more that is skipped."""
+        said = f"{self._items.where(place)}: {why}"
+        if not self._skip:
+            raise InputError(said)
+        self.skipped[MALFORMED] += 1
+        self.first_bad = self.first_bad or said
+
+    @property
+    def why_not(self) -> str:
+        return "".join(f"; {count} {why}" for why, count in self.skipped.items()) + (
+            f", the first at {self.first_bad}" if self.first_bad else ""
+        )
+
+    def _check_kind(self) -> None:
+        """A format that was asked for, against what the file is."""
+        of, needed = self._items, getattr(self.family, "COLUMNS", None)
+        where = of.where(of.start)
+        if isinstance(of.head, dict):
+            if needed:
+                raise InputError(
+                    f"{where}: found JSON; format {self.format} is a table with the columns {', '.join(needed)}"
+                )
+        elif needed is None:
+            raise InputError(f"{where}: not a JSON object: {', '.join(of.head)!r:.60}")
+        elif missing := [name for name in needed if name not in of.head]:
+            raise InputError(f"{where}: column {missing[0]} is missing; found {', '.join(of.head):.99}")
+
+
+def _sniff(of: Items) -> str:
+    for name, family in FORMATS.items():
+        if family.sniff(of.head):
             return name
-    found = first[:60].strip()
+    found = f"keys {', '.join(of.head)}" if isinstance(of.head, dict) else repr(",".join(of.head))
     raise InputError(
-        f"{path}:{number}: not a known trace format ({', '.join(FORMATS)}); the file starts with {found!r}"
+        f"{of.where(of.start)}: not a known trace format ({', '.join(FORMATS)}); the file starts with {found:.99}"
     )

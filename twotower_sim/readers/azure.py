@@ -1,88 +1,49 @@
 """Azure LLM inference traces (Azure/AzurePublicDataset, 2023 and 2024): CSV with the columns TIMESTAMP
 ("YYYY-MM-DD HH:MM:SS.fffffff", the zone, if any, UTC), ContextTokens and GeneratedTokens."""
 
-import csv
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 from twotower_sim.errors import InputError
-from twotower_sim.requests import MOST_TOKENS, Requests
+from twotower_sim.readers.items import Head
+from twotower_sim.readers.rows import Row, token_text
 
-_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-_STAMP = re.compile(r"(19|20|21)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?", re.ASCII)
-_DIGITS = re.compile(r"[0-9 ]*")
-
-
-def sniff(first: str) -> bool:
-    try:
-        return set(_COLUMNS) <= set(_header(csv.reader([first])))
-    except csv.Error:
-        return False
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_STAMP = re.compile(r"((?:19|20|21)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:\+00:00)?", re.ASCII)
 
 
-def _header(rows: Iterator[list[str]]) -> list[str]:
-    """The names in the first row that is not blank."""
-    return next(([name.strip() for name in row] for row in rows if "".join(row).strip()), [])
+def sniff(head: Head) -> bool:
+    return isinstance(head, list) and set(COLUMNS) <= set(head)
 
 
-def read(lines: Iterator[str], path: Path) -> Requests:
-    rows = csv.reader(lines, strict=True)
-    try:
-        return _read(rows, path)
-    except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: not CSV: {error}") from None
-
-
-def _read(rows: Any, path: Path) -> Requests:
-    header = _header(rows)
-    if missing := set(_COLUMNS) - set(header):
-        raise InputError(f"{path}:{rows.line_num}: column {min(missing)} is missing; found {', '.join(header):.99}")
-    at = [header.index(name) for name in _COLUMNS]
-    times, inputs, outputs, numbers = [], [], [], []
-    for row in rows:
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise InputError(f"{path}:{rows.line_num}: found {len(row)} columns; expected {len(header)}")
-        times.append(row[at[0]].strip().removesuffix("+00:00"))
-        inputs.append(row[at[1]])
-        outputs.append(row[at[2]])
-        numbers.append(rows.line_num)
-    times_ns = _convert(times, _times_ns, numbers, path, f"{_COLUMNS[0]}: expected YYYY-MM-DD HH:MM:SS.fffffff")
-    input_tokens, output_tokens = (
-        _convert(column, _tokens, numbers, path, f"{name}: expected a whole number of tokens from 1 to {MOST_TOKENS}")
-        for column, name in zip((inputs, outputs), _COLUMNS[1:], strict=True)
+def reader(head: list[str]) -> Callable[[list[str]], Row]:
+    time, input_, output = (head.index(name) for name in COLUMNS)
+    times_ns = _Times()
+    return lambda cells: Row(
+        token_text(cells[input_], COLUMNS[1]), token_text(cells[output], COLUMNS[2]), times_ns(cells[time])
     )
-    return Requests(times_ns, input_tokens, output_tokens)
 
 
-def _times_ns(texts: list[str]) -> np.ndarray:
-    if not all(map(_STAMP.fullmatch, texts)):  # numpy also takes "today", and years that overflow
-        raise ValueError
-    return np.array(texts, "datetime64[ns]").astype(np.int64)
+class _Times:
+    """Time stamps in nanoseconds since 1970; a second is worked out once for the requests that come in it."""
 
+    def __init__(self) -> None:
+        self._second, self._second_ns = "", 0
 
-def _tokens(texts: list[str]) -> np.ndarray:
-    if not _DIGITS.fullmatch("".join(texts)):  # int also takes 1_000, +1 and digits of other scripts
-        raise ValueError
-    tokens = np.array([int(text) for text in texts])
-    if len(tokens) and not 0 < tokens.min() <= tokens.max() <= MOST_TOKENS:
-        raise ValueError
-    return tokens
-
-
-def _convert(texts, convert, numbers: list[int], path: Path, expected: str) -> np.ndarray:
-    """The whole column at once; on failure, row by row to name the line."""
-    try:
-        return convert(texts)
-    except (ValueError, OverflowError):
-        for text, number in zip(texts, numbers, strict=True):
+    def __call__(self, text: str) -> int:
+        match = _STAMP.fullmatch(text.strip())
+        if not match:
+            raise _wrong(text)
+        second, fraction = match.groups()
+        if second != self._second:
             try:
-                convert([text])
-            except (ValueError, OverflowError):
-                raise InputError(f"{path}:{number}: {expected}; found {text!r:.99}") from None
-        raise
+                seconds = datetime.fromisoformat(second).replace(tzinfo=UTC).timestamp()
+            except ValueError:
+                raise _wrong(text) from None
+            self._second, self._second_ns = second, int(seconds) * 10**9
+        return self._second_ns + (int(fraction.ljust(9, "0")) if fraction else 0)
+
+
+def _wrong(text: str) -> InputError:
+    return InputError(f"{COLUMNS[0]}: found {text!r:.60}; expected YYYY-MM-DD HH:MM:SS.fffffff")

@@ -1,0 +1,126 @@
+"""Rows of a trace become columns: sorted by arrival, with what prompts share and what each request waits for."""
+
+from array import array
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from twotower_sim.errors import InputError
+from twotower_sim.readers.rows import After, Row
+from twotower_sim.readers.waits import UNKNOWN, Turns, waits
+from twotower_sim.requests import LATEST_NS, Prefixes, Requests
+
+HASH_TOKENS = (512, 16, 32, 64, 128, 256, 1024, 2048, 4096)  # of a hashed block
+
+Partial = Literal["hashed", "unhashed", "either"]
+"""Whether a last block that is not full has a hash."""
+Bad = Callable[[int, str], None]
+"""Hears of a place and of what is wrong there; it raises, or counts."""
+
+
+class Table:
+    """Takes rows one by one, in bounded memory beyond the columns themselves."""
+
+    def __init__(self) -> None:
+        self.places = array("q")
+        self._arrival, self._finish, self._delay = array("q"), array("q"), array("q")
+        self._input, self._output, self._session = array("q"), array("q"), array("q")
+        self._first, self._hashes, self._hashed = array("q", [0]), array("q"), array("b")
+        self._sessions: dict[Hashable, int] = {}
+        self._rows_of: dict[Hashable, int] = {}  # by request id
+        self._after: dict[int, list[After]] = {}  # by row
+
+    def __len__(self) -> int:
+        return len(self._input)
+
+    def add(self, row: Row, place: int) -> None:
+        """Raises InputError; then nothing is added."""
+        if row.id is not None and row.id in self._rows_of:
+            raise InputError(f"request {row.id!r:.60} was there before")
+        if row.finish_ns is not None and row.arrival_ns is not None and row.finish_ns < row.arrival_ns:
+            raise InputError(f"finishes {(row.arrival_ns - row.finish_ns) / 1e9:g} s before it arrives")
+        if row.hash_ids is not None:
+            self._add_hashes(row.hash_ids)
+        self._hashed.append(row.hash_ids is not None)
+        self._first.append(len(self._hashes))
+        number = len(self._input)
+        if row.id is not None:
+            self._rows_of[row.id] = number
+        if row.after is not None:
+            self._after[number] = list(row.after)
+        session = UNKNOWN if row.session is None else self._sessions.setdefault(row.session, len(self._sessions))
+        self.places.append(place)
+        self._input.append(row.input_tokens)
+        self._output.append(row.output_tokens)
+        self._session.append(session)
+        for column, time_ns in (
+            (self._arrival, row.arrival_ns),
+            (self._finish, row.finish_ns),
+            (self._delay, row.delay_ns),
+        ):
+            column.append(UNKNOWN if time_ns is None else time_ns)
+
+    def _add_hashes(self, ids) -> None:
+        try:
+            self._hashes.fromlist(ids)
+        except (TypeError, OverflowError):
+            raise InputError("hash_ids: expected a list of whole numbers of 64 bits") from None
+
+    # ------------------------------------------------------------------ the whole
+
+    def requests(self, relative: bool, partial: Partial, bad: Bad) -> Requests:
+        """In order of arrival (ties keep the file's order), the first at time 0; of ``relative`` times, which count
+        from the start of each session, session by session instead. Rows with which something is wrong are told to
+        ``bad`` and left out."""
+        arrival_ns, input_tokens, output_tokens, sessions = (
+            np.frombuffer(column, np.int64) for column in (self._arrival, self._input, self._output, self._session)
+        )
+        prefixes, keep = self._prefixes(input_tokens, partial, bad)
+        after = None
+        if self._sessions or self._after:
+            turns = Turns(arrival_ns, np.array(self._finish), np.array(self._delay), sessions)
+            arrival_ns, after, kept = waits(
+                turns, self._after, self._rows_of, lambda row, why: bad(self.places[row], why)
+            )
+            keep &= kept
+        alone = sessions == UNKNOWN
+        sessions[alone] = len(self._sessions) + np.arange(alone.sum())
+        requests = Requests(
+            arrival_ns, input_tokens, output_tokens, prefixes, sessions if self._sessions else None, after
+        )
+        rows = np.flatnonzero(keep)
+        order = np.lexsort((arrival_ns[rows], sessions[rows])) if relative else arrival_ns[rows].argsort(kind="stable")
+        if len(order) < len(self) or (np.diff(order) < 0).any():
+            requests = requests.take(rows[order])
+        if relative or not len(requests):
+            return requests
+        first_ns, last_ns = int(requests.arrival_ns[0]), int(requests.arrival_ns[-1])
+        if last_ns - first_ns > LATEST_NS:
+            raise InputError(f"spans {(last_ns - first_ns) / 3.156e16:.0f} years; at most 146 are replayed")
+        return replace(requests, arrival_ns=requests.arrival_ns - first_ns)
+
+    def _prefixes(self, input_tokens: np.ndarray, partial: Partial, bad: Bad) -> tuple[Prefixes | None, np.ndarray]:
+        """Of blocks whose size fits all rows, or most of them; and which rows it fits."""
+        hashed = np.array(self._hashed, bool)
+        if not hashed.any():
+            return None, ~hashed
+        first, hashes = np.frombuffer(self._first, np.int64), np.frombuffer(self._hashes, np.int64)
+        counts = np.diff(first)
+        fits = {size: hashed & self._fits(counts, input_tokens, size, partial) for size in HASH_TOKENS}
+        size = max(HASH_TOKENS, key=lambda size: fits[size].sum())
+        others = ", ".join(str(other) for other in HASH_TOKENS if other != size)
+        for row in np.flatnonzero(~fits[size]).tolist():
+            expected = int(input_tokens[row]) // size if partial == "unhashed" else -(-int(input_tokens[row]) // size)
+            found = f"found {counts[row]} for {input_tokens[row]} tokens" if hashed[row] else "none, though others have"
+            bad(
+                self.places[row],
+                f"hash_ids: {found}; expected one for each block of {size}, {expected} (or of {others} in all rows)",
+            )
+        return Prefixes(first, hashes, size), fits[size]
+
+    @staticmethod
+    def _fits(counts: np.ndarray, input_tokens: np.ndarray, size: int, partial: Partial) -> np.ndarray:
+        whole, all_ = counts == input_tokens // size, counts == -(-input_tokens // size)
+        return {"hashed": all_, "unhashed": whole, "either": all_ | whole}[partial]
