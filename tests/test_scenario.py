@@ -321,6 +321,12 @@ TRACE = {"kind": "trace", "path": str(ROOT / "traces" / "examples" / "mooncake.j
 BUSY = synthetic(requests=60, rate_rps=50)
 GAMMA = BUSY | {"arrivals": {"kind": "gamma", "rate_rps": 50, "cv": 2}}
 EVEN = BUSY | {"arrivals": {"kind": "constant", "rate_rps": 50}}
+MARKOV = BUSY | {
+    "arrivals": {"kind": "markov", "states": [{"rate_rps": 9, "mean_s": 1}, {"rate_rps": 90, "mean_s": 0.3}]}
+}
+DIURNAL = BUSY | {"arrivals": {"kind": "diurnal", "rate_rps": 50, "peak_to_mean": 1.9, "period_s": 1}}
+RAMP = BUSY | {"arrivals": {"kind": "ramp", "from_rps": 0, "to_rps": 50, "over_s": 1}}
+STEPS = BUSY | {"arrivals": {"kind": "steps", "steps": [{"rate_rps": 50, "for_s": 1}, {"rate_rps": 5}]}}
 FIXED = BUSY | {"input_tokens": {"kind": "constant", "value": 90}, "output_tokens": {"kind": "constant", "value": 90}}
 LOOP = {
     "kind": "closed_loop", "requests": 30, "concurrency": 4,
@@ -374,6 +380,15 @@ OPTIONS: dict[str, tuple[dict, Any]] = {
     "workload.SyntheticWorkload.arrivals.GammaArrivals.rate_rps": ({"workload": GAMMA}, 9),
     "workload.SyntheticWorkload.arrivals.GammaArrivals.cv": ({"workload": GAMMA}, 1),
     "workload.SyntheticWorkload.arrivals.ConstantArrivals.rate_rps": ({"workload": EVEN}, 9),
+    "workload.SyntheticWorkload.arrivals.MarkovArrivals.states": ({"workload": MARKOV}, [{"rate_rps": 9, "mean_s": 1}, {"rate_rps": 90, "mean_s": 1}]),
+    "workload.SyntheticWorkload.arrivals.DiurnalArrivals.rate_rps": ({"workload": DIURNAL}, 9),
+    "workload.SyntheticWorkload.arrivals.DiurnalArrivals.peak_to_mean": ({"workload": DIURNAL}, 1),
+    "workload.SyntheticWorkload.arrivals.DiurnalArrivals.period_s": ({"workload": DIURNAL}, 2),
+    "workload.SyntheticWorkload.arrivals.DiurnalArrivals.peak_at_s": ({"workload": DIURNAL}, 0.5),
+    "workload.SyntheticWorkload.arrivals.RampArrivals.from_rps": ({"workload": RAMP}, 9),
+    "workload.SyntheticWorkload.arrivals.RampArrivals.to_rps": ({"workload": RAMP}, 9),
+    "workload.SyntheticWorkload.arrivals.RampArrivals.over_s": ({"workload": RAMP}, 2),
+    "workload.SyntheticWorkload.arrivals.StepArrivals.steps": ({"workload": STEPS}, [{"rate_rps": 50, "for_s": 1}]),
     "workload.SyntheticWorkload.input_tokens.ConstantLength.value": ({"workload": FIXED}, 91),
     "workload.SyntheticWorkload.input_tokens.LognormalLength.mean": ({}, 900),
     "workload.SyntheticWorkload.input_tokens.LognormalLength.cv": ({}, 2),

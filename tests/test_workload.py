@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from twotower_sim.arrivals import arrivals
 from twotower_sim.errors import InputError
-from twotower_sim.workload import arrivals, lengths, quantum_ns, spread, trace
+from twotower_sim.workload import lengths, quantum_ns, spread, trace
 
 EXAMPLE = ROOT / "traces" / "examples" / "azure.csv"
 S = 1_000_000_000
@@ -21,23 +22,6 @@ def part(**options):
         "seed": 0,
     }
     return trace(EXAMPLE, **(defaults | options)).requests
-
-
-def test_poisson_arrivals():
-    gaps = np.diff(arrivals(50_000, 1, kind="poisson", rate_rps=4.0)) / 1e9
-    assert gaps.mean() == pytest.approx(0.25, rel=0.02)
-    assert gaps.std() / gaps.mean() == pytest.approx(1, abs=0.02)
-
-
-@pytest.mark.parametrize("cv", [0.3, 1.0, 3.0])
-def test_gamma_arrivals(cv):
-    gaps = np.diff(arrivals(100_000, 1, kind="gamma", rate_rps=4.0, cv=cv)) / 1e9
-    assert gaps.mean() == pytest.approx(0.25, rel=0.04)
-    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05)
-
-
-def test_constant_arrivals_start_at_once():
-    assert arrivals(3, 1, kind="constant", rate_rps=8.0).tolist() == [0, S // 8, S // 4]
 
 
 def test_lognormal_lengths():

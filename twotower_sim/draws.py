@@ -10,7 +10,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 STREAMS = {"difficulty": 1, "steps": 2, "sizes": 3, "router": 4, "spread": 5, "arrivals": 6, "input": 7, "output": 8,
-           "class": 9, "acceptance": 10}  # fmt: skip
+           "class": 9, "acceptance": 10, "states": 11}  # fmt: skip
 """One number for each use, so that no two uses ever share a draw."""
 
 

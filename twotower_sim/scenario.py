@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from twotower_sim.requests import MOST_TOKENS
 from twotower_sim.yaml_file import read_document
@@ -16,6 +16,7 @@ Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Rate = Annotated[float, Field(ge=1e-6, le=1e9)]  # per second
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Lasting = Annotated[float, Field(ge=1e-6, le=1e9)]  # seconds
 Milliseconds = Annotated[float, Field(ge=0, le=1e6)]
 LONGEST_NAME = 100
 
@@ -25,6 +26,15 @@ class Section(BaseModel):
 
 
 # ---------------------------------------------------------------------- workload
+
+
+def _none_or_a_rate(rate_rps: float) -> float:
+    if 0 < rate_rps < 1e-6:
+        raise ValueError(f"found {rate_rps}; expected 0, or 1e-6 and more")
+    return rate_rps
+
+
+RateOrNone = Annotated[float, Field(ge=0, le=1e9), AfterValidator(_none_or_a_rate)]
 
 
 class ConstantLength(Section):
@@ -62,7 +72,69 @@ class ConstantArrivals(Section):
     rate_rps: Rate
 
 
-Arrivals = Annotated[PoissonArrivals | GammaArrivals | ConstantArrivals, Field(discriminator="kind")]
+class MarkovState(Section):
+    rate_rps: RateOrNone
+    mean_s: Lasting
+
+
+class MarkovArrivals(Section):
+    """Poisson at the rate of a state; after an exponential stay of mean ``mean_s`` the next is any other alike."""
+
+    kind: Literal["markov"]
+    states: list[MarkovState] = Field(min_length=2, max_length=8)
+
+    @model_validator(mode="after")
+    def _somebody_comes(self) -> "MarkovArrivals":
+        if not any(state.rate_rps for state in self.states):
+            raise ValueError("states: every rate_rps is 0; expected one above")
+        return self
+
+
+class DiurnalArrivals(Section):
+    """Poisson at a rate that is a cosine of time around ``rate_rps``."""
+
+    kind: Literal["diurnal"]
+    rate_rps: Rate
+    peak_to_mean: float = Field(ge=1, le=2)
+    period_s: Lasting = 86_400.0
+    peak_at_s: Seconds = 0.0
+
+
+class RampArrivals(Section):
+    """Poisson at a rate that changes evenly over ``over_s`` and then stays."""
+
+    kind: Literal["ramp"]
+    from_rps: RateOrNone
+    to_rps: Rate
+    over_s: Lasting
+
+
+class ArrivalStep(Section):
+    rate_rps: RateOrNone
+    for_s: Lasting | None = None
+
+
+class StepArrivals(Section):
+    """Poisson at one rate after the other, over and over, or for ever at the last one if it leaves ``for_s`` out."""
+
+    kind: Literal["steps"]
+    steps: list[ArrivalStep] = Field(min_length=1, max_length=1000)
+
+    @model_validator(mode="after")
+    def _it_goes_on(self) -> "StepArrivals":
+        for index, step in enumerate(self.steps[:-1]):
+            if step.for_s is None:
+                raise ValueError(f"steps.{index}.for_s: is missing; only the last step may leave it out")
+        for_ever = self.steps[-1:] if self.steps[-1].for_s is None else self.steps
+        if not any(step.rate_rps for step in for_ever):
+            raise ValueError(f"steps.{len(self.steps) - 1}.rate_rps: the rate would be 0 for ever")
+        return self
+
+
+Arrivals = Annotated[
+    PoissonArrivals | GammaArrivals | ConstantArrivals | MarkovArrivals | DiurnalArrivals | RampArrivals | StepArrivals,
+    Field(discriminator="kind"),
+]
 
 
 Share = Annotated[float, Field(gt=0, le=1)]

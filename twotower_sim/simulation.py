@@ -9,6 +9,7 @@ import numpy as np
 from twotower_sim import scenario as ask
 from twotower_sim import workload
 from twotower_sim.admission import ADMISSION
+from twotower_sim.arrivals import arrivals
 from twotower_sim.costing import drafter_of, latency_of
 from twotower_sim.decoders import BlockDecoder, BurstDecoder, TokenDecoder
 from twotower_sim.engine import Engine
@@ -399,11 +400,11 @@ def _workload(scenario: ask.Scenario, base: Path) -> tuple[Requests, list[str]]:
         for stream, length in (("input", load.input_tokens), ("output", load.output_tokens))
     ]
     if isinstance(load, ask.SyntheticWorkload):
-        arrivals = workload.arrivals(count=load.requests, seed=seed, **load.arrivals.model_dump())
+        arrival_ns = arrivals(load.requests, seed, **load.arrivals.model_dump())
     else:
-        arrivals = np.zeros(load.requests, np.int64)
+        arrival_ns = np.zeros(load.requests, np.int64)
     input_tokens, output_tokens = lengths
-    return Requests(arrivals, input_tokens, output_tokens), []
+    return Requests(arrival_ns, input_tokens, output_tokens), []
 
 
 def _oversized(scenario: ask.Scenario, tower: Tower, requests: Requests, memory: MemoryPlan) -> np.ndarray:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from twotower_sim.arrivals import nanoseconds
 from twotower_sim.draws import generator, uniform
 from twotower_sim.errors import InputError
 from twotower_sim.readers import read_trace
-from twotower_sim.requests import LATEST_NS, MOST_TOKENS, Requests
+from twotower_sim.requests import MOST_TOKENS, Requests
 
 BUNCHED = 0.1
 """Share of requests with the time stamp of another from which a trace counts as quantised."""
@@ -43,7 +44,7 @@ def trace(
         if not inside.any():
             raise InputError(f"{path}: no requests in window_s {list(window_s)}; the trace spans {span_s:.3f} s")
         requests, arrival_ns = requests.take(inside), arrival_ns[inside] - round(window_s[0] * 1e9)
-    arrival_ns = _nanoseconds(arrival_ns[:limit] / rate_scale) if rate_scale != 1 else arrival_ns[:limit]
+    arrival_ns = nanoseconds(arrival_ns[:limit] / rate_scale) if rate_scale != 1 else arrival_ns[:limit]
     requests = replace(requests.take(slice(limit)), arrival_ns=arrival_ns)
     return Trace(requests, bin_ns / 1e9 if bin_ns else None)
 
@@ -73,20 +74,6 @@ def lengths(count: int, seed: int, stream: str, kind: str, **options) -> np.ndar
     return drawn.astype(np.int64)
 
 
-def arrivals(count: int, seed: int, kind: str, rate_rps: float, **options) -> np.ndarray:
-    """Arrival times in nanoseconds (count,), int64, of a kind in GAPS at a mean rate."""
-    gaps = GAPS[kind](generator(seed, "arrivals"), count, **options)
-    return _nanoseconds(np.cumsum(gaps) * (1e9 / rate_rps))
-
-
-def _nanoseconds(times: np.ndarray) -> np.ndarray:
-    if times[-1] > LATEST_NS:
-        raise InputError(
-            f"workload: the last request would arrive after {times[-1] / 3.15e16:.3g} years; raise the rate"
-        )
-    return np.rint(times).astype(np.int64)
-
-
 def _lognormal(rng: np.random.Generator, count: int, mean: float, cv: float, max: int | None) -> np.ndarray:
     variance = log1p(cv**2)
     return np.clip(np.rint(rng.lognormal(log(mean) - variance / 2, variance**0.5, count)), 1, max)
@@ -96,9 +83,3 @@ LENGTHS: dict[str, Callable[..., np.ndarray]] = {
     "constant": lambda rng, count, value: np.full(count, value),
     "lognormal": _lognormal,
 }
-GAPS: dict[str, Callable[..., np.ndarray]] = {
-    "constant": lambda rng, count: np.minimum(np.arange(count), 1.0),  # the first request comes at once
-    "poisson": lambda rng, count: rng.exponential(1.0, count),
-    "gamma": lambda rng, count, cv: rng.gamma(1 / cv**2, cv**2, count),
-}
-"""Gaps between arrivals in units of the mean gap."""

@@ -171,7 +171,7 @@ def _locate(data: Any, model: Any, loc: tuple[str | int, ...]) -> tuple[Keys, di
             continue
         fields = {name: field for m in members for name, field in _named_fields(m).items()}
         keys.append(part)
-        model = fields[part].rebuild_annotation() if part in fields else None
+        model = fields[part].rebuild_annotation() if part in fields else _element(model)
         data = data.get(part) if isinstance(data, dict) else None
     if loc and not keys:
         fields = {}
@@ -191,6 +191,14 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
         return [m for part in get_args(annotation) for m in _models(part)]
     return []
+
+
+def _element(annotation: Any) -> Any:
+    """What a list or mapping holds; None of anything else."""
+    if get_origin(annotation) in (list, dict):
+        return get_args(annotation)[-1]
+    parts = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return next((found for part in parts if (found := _element(part)) is not None), None)
 
 
 def _tag(model: type[BaseModel]) -> str | None:
