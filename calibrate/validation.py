@@ -216,7 +216,13 @@ class Validation:
         """The requests of every scenario."""
         free = ask.AffineLatency.model_validate({"kind": "affine", "prefill": {}, "decode": {}})
         update = {"latency": free, "decoding": ask.Autoregressive(kind="autoregressive")}
-        return [prepare(of.scenario.model_copy(update=update), of.path.parent).requests for of in self._questions]
+        loads = [prepare(of.scenario.model_copy(update=update), of.path.parent).requests for of in self._questions]
+        for of, load in zip(self._questions, loads, strict=True):
+            if load.after:
+                raise InputError(
+                    f"{of.path}: workload.sessions: found closed, and turns that wait; the real engine takes open"
+                )
+        return loads
 
     def run(self, console: Console) -> list[Validated]:
         """Sample and serve, repetition by repetition, then predict."""

@@ -3,8 +3,8 @@
 Order of events at one instant: rounds that end; requests that arrive; then rounds that start.
 
 With open load, nothing happens because a request completes, so replicas are *lazy*: a replica catches up when
-somebody touches it. In a closed loop completions cause arrivals, so each replica is *live*: a process that
-runs one round at a time. Both give the same result (a test holds them against each other).
+somebody touches it. In a closed loop, and in conversations, completions cause arrivals, so each replica is *live*: a
+process that runs one round at a time. Both give the same result (a test holds them against each other).
 """
 
 from collections.abc import Callable, Generator
@@ -14,7 +14,7 @@ import numpy as np
 import simpy
 from simpy.events import Event, EventPriority
 
-from twotower_sim.requests import LATEST_NS, Requests
+from twotower_sim.requests import LATEST_NS, Dependencies, Requests
 from twotower_sim.router import LOAD_BLIND, ROUTERS
 from twotower_sim.schedule import Sequence
 
@@ -69,7 +69,8 @@ class Fleet:
         self._route, self._blind, self._seed = ROUTERS[router], router in LOAD_BLIND, seed
         self._sequence, self._arrived, self._live = sequence, arrived, live
         self._bells: list[Event | None] = []  # of replicas that idle
-        self._waiting: dict[int, Event] = {}  # completions that somebody waits for
+        self._waiting: dict[int, Event] = {}  # completions that a user waits for
+        self._turns: _Turns | None = None
         self._routed = self._completed = 0
 
     def add(self, replica: Replica) -> None:
@@ -91,11 +92,16 @@ class Fleet:
         if (bell := self._bells[index]) is not None:
             self._bells[index] = None
             bell.succeed()
+        if self._turns:
+            self._turns.happened(request, dispatch=True)
 
     def completed(self, request: int, now_ns: int) -> None:
         """A live replica calls this when a request finishes."""
         self._completed += 1
-        self._waiting.pop(request).succeed()
+        if self._turns:
+            self._turns.happened(request, dispatch=False)
+        else:
+            self._waiting.pop(request).succeed()
 
     def _drive(self, index: int) -> Generator[Event, None, None]:
         replica = self.replicas[index]
@@ -127,6 +133,24 @@ class Fleet:
                 submit(request)
             progress(low + len(chunk))
 
+    def run_turns(self, requests: Requests, rejected: np.ndarray, progress: Callable[[int], None]) -> None:
+        """Requests arrive when what they wait for lets them; ``rejected`` ones finish as they arrive. Raises
+        OverflowError if they take too long."""
+        assert requests.after is not None
+        refused = set(rejected.tolist())
+
+        def arrive(request: int) -> None:
+            if request not in refused:
+                self.submit(request)
+                progress(self._routed)
+                return
+            self._arrived(request, int(self.env.now))
+            for dispatch in (True, False):
+                turns.happened(request, dispatch)
+
+        self._turns = turns = _Turns(self.env, requests.arrival_ns, requests.after, arrive)
+        self.env.run()
+
     def run_closed(self, ids: np.ndarray, concurrency: int, think_ns: int, progress: Callable[[int], None]) -> None:
         """``concurrency`` users take the next request as soon as they have thought about their last answer."""
         queue = iter(ids.tolist())
@@ -141,3 +165,43 @@ class Fleet:
             progress(self._completed)
             if think_ns:
                 yield self.env.timeout(think_ns)
+
+
+class _Turns:
+    """Lets requests arrive, each when the last of what it waits for has happened and its delay is over."""
+
+    def __init__(
+        self, env: simpy.Environment, arrival_ns: np.ndarray, after: Dependencies, arrive: Callable[[int], None]
+    ) -> None:
+        self._env, self._arrive = env, arrive
+        waits = np.diff(after.first)
+        self._left = waits.tolist()
+        self._due_ns = np.where(after.binding | (waits == 0), arrival_ns, 0).tolist()
+        self._followers: dict[tuple[int, bool], list[tuple[int, int]]] = {}
+        follower = np.repeat(np.arange(len(waits)), waits).tolist()
+        columns = after.on.tolist(), after.dispatch.tolist(), follower, after.delay_ns.tolist()
+        for on, dispatch, request, delay_ns in zip(*columns, strict=True):
+            self._followers.setdefault((on, dispatch), []).append((request, delay_ns))
+        env.process(self._first())
+
+    def _first(self) -> Generator[Event, None, None]:
+        """Requests that wait for nothing, at their times."""
+        alone = [request for request, left in enumerate(self._left) if not left]
+        for request in sorted(alone, key=self._due_ns.__getitem__):
+            if self._due_ns[request] > self._env.now:
+                yield self._env.timeout(self._due_ns[request] - self._env.now)
+            self._arrive(request)
+
+    def happened(self, request: int, dispatch: bool) -> None:
+        """``request`` arrived (``dispatch``) or finished now."""
+        now_ns = int(self._env.now)
+        for follower, delay_ns in self._followers.pop((request, dispatch), ()):
+            self._due_ns[follower] = max(self._due_ns[follower], now_ns + delay_ns)
+            self._left[follower] -= 1
+            if not self._left[follower]:
+                self._env.process(self._later(follower))
+
+    def _later(self, request: int) -> Generator[Event, None, None]:
+        if self._due_ns[request] > self._env.now:
+            yield self._env.timeout(self._due_ns[request] - self._env.now)
+        self._arrive(request)

@@ -153,9 +153,15 @@ class Load(Section):
 
 
 class TraceWorkload(Load):
+    """``sessions``: a turn of a ``closed`` one comes when what it waits for has finished; ``open``, at its recorded
+    time. ``session_starts``: for traces that do not say when sessions start. ``on_error``: what malformed rows do."""
+
     kind: Literal["trace"]
     path: str
     format: Literal["auto", "mooncake", "azure"] = "auto"
+    on_error: Literal["fail", "skip"] = "fail"
+    sessions: Literal["closed", "open"] = "closed"
+    session_starts: Arrivals | None = None
     limit: Count | None = None
     window_s: tuple[Seconds, Seconds] | None = Field(default=None, strict=False)  # a list will do
     rate_scale: float = Field(default=1.0, ge=1e-6, le=1e6)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -177,25 +178,27 @@ def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int]
     """Replay the requests; fills ``records`` and ``engines``. ``progress`` hears how many requests have arrived (in a
     closed loop, completed)."""
     scenario, requests = run.scenario, run.requests
-    closed = isinstance(scenario.workload, ask.ClosedLoopWorkload)
+    users = scenario.workload if isinstance(scenario.workload, ask.ClosedLoopWorkload) else None
+    live = users is not None or requests.after is not None
     run.records = Records(len(requests))
     run.latency.extrapolated.clear()
     ids = np.delete(np.arange(len(requests)), run.rejected)
     for request in run.rejected.tolist():
         run.records.arrival_ns[request] = int(requests.arrival_ns[request])
     fleet = Fleet(
-        scenario.router.kind, scenario.seed, _sequences(run), run.records.arrival_ns.__setitem__, live=closed
+        scenario.router.kind, scenario.seed, _sequences(run), run.records.arrival_ns.__setitem__, live=live
     )  # fmt: skip
     make = _tandem if scenario.tandem else _fast_engine if run.fast else _round_engine
     run.engines = []
     for index in range(scenario.deployment.replicas):
-        engine = make(run, index, fleet, fleet.completed if closed else None, observe)
+        engine = make(run, index, fleet, fleet.completed if live else None, observe)
         run.engines.append(engine)
         fleet.add(engine)
     try:
-        if isinstance(scenario.workload, ask.ClosedLoopWorkload):
-            think_ns = round(scenario.workload.think_time_s * 1e9)
-            fleet.run_closed(ids, scenario.workload.concurrency, think_ns, progress)
+        if users:
+            fleet.run_closed(ids, users.concurrency, round(users.think_time_s * 1e9), progress)
+        elif requests.after:
+            fleet.run_turns(requests, run.rejected, progress)
         else:
             fleet.run_open(requests, ids, progress)
     except OverflowError:
@@ -390,11 +393,10 @@ def _sequences(run: Run) -> Callable[[int], Sequence]:
 def _workload(scenario: ask.Scenario, base: Path) -> tuple[Requests, list[str]]:
     load, seed = scenario.workload, scenario.seed
     if isinstance(load, ask.TraceWorkload):
-        options = load.model_dump(exclude={"kind", "path", "classes"})
-        trace = workload.trace(base / load.path, **options, seed=seed)
-        if trace.spread_over_s is None:
-            return trace.requests, []
-        return trace.requests, [f"time stamps are bunched: spread over bins of {trace.spread_over_s:g} s"]
+        options = load.model_dump(exclude={"kind", "path", "classes", "session_starts"})
+        starts = partial(arrivals, seed=seed, **load.session_starts.model_dump()) if load.session_starts else None
+        trace = workload.trace(base / load.path, **options, starts=starts, seed=seed)
+        return trace.requests, [f"trace: {note}" for note in trace.notes]
     lengths = [
         workload.lengths(count=load.requests, seed=seed, stream=stream, **length.model_dump())
         for stream, length in (("input", load.input_tokens), ("output", load.output_tokens))

@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import log, log1p
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from twotower_sim import readers
 from twotower_sim.arrivals import nanoseconds
 from twotower_sim.draws import generator, uniform
 from twotower_sim.errors import InputError
 from twotower_sim.readers import read_trace
 from twotower_sim.requests import MOST_TOKENS, Requests
+from twotower_sim.sessions import grown_prefixes, started, stretched
 
 BUNCHED = 0.1
 """Share of requests with the time stamp of another from which a trace counts as quantised."""
@@ -22,31 +25,75 @@ class Trace:
     """A part of a trace, ready to be replayed, and what was done to it."""
 
     requests: Requests
-    spread_over_s: float | None  # the bin over which bunched time stamps were spread
+    notes: list[str]
 
 
 def trace(
     path: Path,
     format: str,
+    on_error: Literal["fail", "skip"],
     limit: int | None,
     window_s: tuple[float, float] | None,
     rate_scale: float,
     spread_quantised: bool,
+    sessions: Literal["closed", "open"],
+    starts: Callable[[int], np.ndarray] | None,
     seed: int,
 ) -> Trace:
-    """Read, spread bunched time stamps, cut the window [from, to), take the first ``limit``, scale the rate."""
-    requests = read_trace(path, format)
-    bin_ns = quantum_ns(requests.arrival_ns) if spread_quantised else None
-    arrival_ns = spread(requests.arrival_ns, bin_ns, seed) if bin_ns else requests.arrival_ns
-    span_s = arrival_ns[-1] / 1e9
+    """Read, spread bunched time stamps, cut the window [from, to), take the first ``limit``, scale the rate (of
+    sessions in which a turn waits for the one before it: how often they start). ``starts`` gives when that many
+    sessions start, for traces that do not say; ``sessions`` "open": nothing waits, all come at their recorded times."""
+    found = read_trace(path, format, on_error)
+    requests, notes = found.requests, _skipped(found)
+    if found.relative:
+        requests = _with_starts(requests, starts, path)
+    if sessions == "open":
+        requests = replace(requests, after=None)
+    bin_ns = quantum_ns(requests.arrival_ns) if spread_quantised and not found.relative else None
+    if bin_ns:
+        requests = replace(requests, arrival_ns=spread(requests.arrival_ns, bin_ns, seed))
+        notes.append(f"time stamps are bunched: spread over bins of {bin_ns / 1e9:g} s")
     if window_s is not None:
-        inside = (arrival_ns >= window_s[0] * 1e9) & (arrival_ns < window_s[1] * 1e9)
-        if not inside.any():
-            raise InputError(f"{path}: no requests in window_s {list(window_s)}; the trace spans {span_s:.3f} s")
-        requests, arrival_ns = requests.take(inside), arrival_ns[inside] - round(window_s[0] * 1e9)
-    arrival_ns = nanoseconds(arrival_ns[:limit] / rate_scale) if rate_scale != 1 else arrival_ns[:limit]
-    requests = replace(requests.take(slice(limit)), arrival_ns=arrival_ns)
-    return Trace(requests, bin_ns / 1e9 if bin_ns else None)
+        requests = _window(requests, window_s, path)
+    requests = requests.take(slice(limit))
+    if rate_scale != 1:
+        requests = _scaled(requests, rate_scale)
+    if requests.sessions is not None and requests.prefixes is None:
+        requests = replace(requests, prefixes=grown_prefixes(requests))
+        notes.append("prefixes are assumed: each turn's prompt repeats the one before it and its answer")
+    return Trace(requests, notes)
+
+
+def _skipped(found: readers.Trace) -> list[str]:
+    if not found.skipped:
+        return []
+    first = f"; the first at {found.first_bad}" if found.first_bad else ""
+    return [f"rows skipped: {', '.join(f'{count} {why}' for why, count in found.skipped.items())}{first}"]
+
+
+def _with_starts(requests: Requests, starts: Callable[[int], np.ndarray] | None, path: Path) -> Requests:
+    if starts is None:
+        raise InputError(
+            f"{path}: says when turns come after the start of their session, but not when sessions start; give "
+            "workload.session_starts, as in {kind: poisson, rate_rps: 0.1}"
+        )
+    assert requests.sessions is not None
+    return started(requests, starts(len(np.unique(requests.sessions))))
+
+
+def _window(requests: Requests, window_s: tuple[float, float], path: Path) -> Requests:
+    inside = (requests.arrival_ns >= window_s[0] * 1e9) & (requests.arrival_ns < window_s[1] * 1e9)
+    if not inside.any():
+        span_s = requests.arrival_ns[-1] / 1e9
+        raise InputError(f"{path}: no requests in window_s {list(window_s)}; the trace spans {span_s:.3f} s")
+    requests = requests.take(inside)
+    return replace(requests, arrival_ns=requests.arrival_ns - round(window_s[0] * 1e9))
+
+
+def _scaled(requests: Requests, rate_scale: float) -> Requests:
+    times = requests.arrival_ns / rate_scale if requests.after is None else stretched(requests, rate_scale)
+    requests = replace(requests, arrival_ns=nanoseconds(times))
+    return requests.take(requests.arrival_ns.argsort(kind="stable")) if requests.after else requests
 
 
 def quantum_ns(arrival_ns: np.ndarray) -> int | None:
