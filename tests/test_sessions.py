@@ -142,7 +142,7 @@ def test_conversations_start_more_often_but_go_on_as_they_did():
 def test_prompts_grow_with_the_conversation():
     """40 tokens, then 100 that repeat them; another session; 20 tokens start anew; then 50 that repeat these."""
     requests = Requests(np.arange(5), np.array([40, 100, 33, 20, 50]), np.ones(5, int), None, np.array([0, 0, 1, 0, 0]))
-    prefixes = grown_prefixes(requests)
+    prefixes = grown_prefixes(requests, 16)
     of = [prefixes.of(request).tolist() for request in range(5)]
     assert [len(hashes) for hashes in of] == [2, 6, 2, 1, 3]
     assert of[1][:2] == of[0]

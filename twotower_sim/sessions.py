@@ -6,8 +6,6 @@ import numpy as np
 
 from twotower_sim.requests import Prefixes, Requests
 
-BLOCK_TOKENS = 16
-
 
 def started(requests: Requests, starts_ns: np.ndarray) -> Requests:
     """Requests whose arrivals count from the start of their session, with sessions that start at ``starts_ns``, in the
@@ -26,11 +24,11 @@ def stretched(requests: Requests, rate_scale: float) -> np.ndarray:
     return start_ns / rate_scale + (requests.arrival_ns - start_ns)
 
 
-def grown_prefixes(requests: Requests) -> Prefixes:
+def grown_prefixes(requests: Requests, block_tokens: int) -> Prefixes:
     """What prompts share if each turn's repeats the one before it and its answer, as chats do; a prompt that is no
-    longer than the one before starts anew. In blocks of BLOCK_TOKENS."""
+    longer than the one before starts anew."""
     assert requests.sessions is not None
-    blocks = requests.input_tokens // BLOCK_TOKENS
+    blocks = requests.input_tokens // block_tokens
     order = np.lexsort((np.arange(len(requests)), requests.sessions))
     session, length = requests.sessions[order], requests.input_tokens[order]
     anew = np.ones(len(order), bool)
@@ -43,4 +41,4 @@ def grown_prefixes(requests: Requests) -> Prefixes:
     of_request[order] = base[text]
     first = np.concatenate(([0], np.cumsum(blocks)))
     hashes = np.arange(first[-1]) + np.repeat(of_request - first[:-1], blocks)
-    return Prefixes(first, hashes, BLOCK_TOKENS)
+    return Prefixes(first, hashes, block_tokens)

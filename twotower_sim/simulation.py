@@ -395,7 +395,8 @@ def _workload(scenario: ask.Scenario, base: Path) -> tuple[Requests, list[str]]:
     if isinstance(load, ask.TraceWorkload):
         options = load.model_dump(exclude={"kind", "path", "classes", "session_starts"})
         starts = partial(arrivals, seed=seed, **load.session_starts.model_dump()) if load.session_starts else None
-        trace = workload.trace(base / load.path, **options, starts=starts, seed=seed)
+        block_tokens = scenario.memory.kv_block_tokens
+        trace = workload.trace(base / load.path, **options, starts=starts, block_tokens=block_tokens, seed=seed)
         return trace.requests, [f"trace: {note}" for note in trace.notes]
     lengths = [
         workload.lengths(count=load.requests, seed=seed, stream=stream, **length.model_dump())

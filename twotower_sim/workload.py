@@ -12,7 +12,7 @@ from twotower_sim import readers
 from twotower_sim.arrivals import nanoseconds
 from twotower_sim.draws import generator, uniform
 from twotower_sim.errors import InputError
-from twotower_sim.readers import read_trace
+from twotower_sim.readers import OnError, read_trace
 from twotower_sim.requests import MOST_TOKENS, Requests
 from twotower_sim.sessions import grown_prefixes, started, stretched
 
@@ -30,19 +30,22 @@ class Trace:
 
 def trace(
     path: Path,
-    format: str,
-    on_error: Literal["fail", "skip"],
-    limit: int | None,
-    window_s: tuple[float, float] | None,
-    rate_scale: float,
-    spread_quantised: bool,
-    sessions: Literal["closed", "open"],
-    starts: Callable[[int], np.ndarray] | None,
-    seed: int,
+    *,
+    format: str = "auto",
+    on_error: OnError = "fail",
+    limit: int | None = None,
+    window_s: tuple[float, float] | None = None,
+    rate_scale: float = 1.0,
+    spread_quantised: bool = True,
+    sessions: Literal["closed", "open"] = "closed",
+    starts: Callable[[int], np.ndarray] | None = None,
+    block_tokens: int = 16,
+    seed: int = 0,
 ) -> Trace:
     """Read, spread bunched time stamps, cut the window [from, to), take the first ``limit``, scale the rate (of
     sessions in which a turn waits for the one before it: how often they start). ``starts`` gives when that many
-    sessions start, for traces that do not say; ``sessions`` "open": nothing waits, all come at their recorded times."""
+    sessions start, for traces that do not say; ``sessions`` "open": nothing waits, all come at their recorded times.
+    What conversations share, where a trace does not say, is taken in blocks of ``block_tokens``."""
     found = read_trace(path, format, on_error)
     requests, notes = found.requests, _skipped(found)
     if found.relative:
@@ -59,7 +62,7 @@ def trace(
     if rate_scale != 1:
         requests = _scaled(requests, rate_scale)
     if requests.sessions is not None and requests.prefixes is None:
-        requests = replace(requests, prefixes=grown_prefixes(requests))
+        requests = replace(requests, prefixes=grown_prefixes(requests, block_tokens))
         notes.append("prefixes are assumed: each turn's prompt repeats the one before it and its answer")
     return Trace(requests, notes)
 
