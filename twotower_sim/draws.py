@@ -10,7 +10,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 STREAMS = {"difficulty": 1, "steps": 2, "sizes": 3, "router": 4, "spread": 5, "arrivals": 6, "input": 7, "output": 8,
-           "class": 9, "acceptance": 10, "states": 11}  # fmt: skip
+           "class": 9, "acceptance": 10, "states": 11, "noise": 12, "kind": 13, "reuse": 14, "age": 15, "turns": 16,
+           "wait": 17}  # fmt: skip
 """One number for each use, so that no two uses ever share a draw."""
 
 
@@ -43,6 +44,6 @@ def uniform_one(seed: int, stream: str, *key: int) -> float:
     return (mix(mix(state)) >> 11) * 2.0**-53
 
 
-def generator(seed: int, stream: str) -> np.random.Generator:
+def generator(seed: int, stream: str, *key: int) -> np.random.Generator:
     """A sequential generator, where a whole workload is drawn at once."""
-    return np.random.default_rng([STREAMS[stream], seed])
+    return np.random.default_rng([STREAMS[stream], seed, *key])
