@@ -466,6 +466,8 @@ OPTIONS: dict[str, tuple[dict, Any]] = {
         {"commits": {"kind": "profile", "path": PROFILE}, "decoding": {"kind": "two_tower", "gamma": 0.4}}, True,
     ),
     "commits.ConstantCommits.tokens_per_step": ({"commits": {"kind": "constant", "tokens_per_step": 4}}, 2),
+    "measurement.warm_up_s": ({}, 0.5),
+    "measurement.for_s": ({}, 0.5),
     "slo.time_to_first_token_ms": ({}, 100),
     "slo.time_to_second_token_ms": ({}, 100),
     "slo.inter_token_latency_ms": ({}, 5),

@@ -63,6 +63,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"Requests    {counts['completed']:,} of {counts['arrived']:,} completed in {use['duration_s']:,.1f} s, "
         f"{counts['rejected']:,} rejected, {counts['preemptions']:,} preemptions, {counts['rounds']:,} rounds",
+        *_measured(summary),
         f"GPUs        {use['gpus']}, busy {use['busy']:.1%} of the time"
         + (f", ${cost['usd_per_million_output_tokens']:,.2f} per million output tokens" if cost["usd"] else ""),
     ]
@@ -89,6 +90,19 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         )
     lines += [f"{PARTS[key]:12}{source}" for key, source in summary["provenance"].items()]
     return lines + [f"Warning     {warning}" for warning in summary["warnings"]]
+
+
+def _measured(summary: dict[str, Any]) -> list[str]:
+    """Which requests the metrics are of, unless of all."""
+    counts, window = summary["counts"], summary["scenario"]["measurement"]
+    if not counts["excluded"]:
+        return []
+    since, most = window["warm_up_s"], window["for_s"]
+    arrived = f"from {since:g} s on" if most is None else f"in [{since:g}, {since + most:g}) s"
+    return [
+        f"Measured    {counts['arrived'] - counts['excluded']:,} of {counts['arrived']:,} requests: those that arrived "
+        f"{arrived}; GPUs, memory and cost are of the whole run"
+    ]
 
 
 def _number(value: float | None) -> str:

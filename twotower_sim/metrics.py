@@ -12,10 +12,14 @@ Times are in milliseconds, per request unless stated otherwise:
 - nfe_per_block: denoiser forwards of a block (per block); tokens_per_nfe: output tokens / denoiser forwards;
 - acceptance_length: output tokens / verify passes (speculative decoding).
 
-Rates of the whole run are over its duration, from the first arrival to the last finish; good_request_fraction is of
-all requests that arrived. The first block of a two-tower answer brings up to 16 tokens at once, by which its
-inter_token_latency divides as if they had come one by one (an answer of one block has 0): beside autoregressive
-decoding, look at commit_gap and request_latency too.
+They are of the requests that arrived in the scenario's measurement window, as are classes, quality and the blocks by
+steps. Counts are of all requests and say how many the window excluded; utilisation, memory, cost and idle forwards are
+of the whole run. Rates are over the time from the first arrival to the last finish of the requests that are measured;
+good_request_fraction is of all of them, rejected ones included.
+
+The first block of a two-tower answer brings up to 16 tokens at once, by which its inter_token_latency divides as if
+they had come one by one (an answer of one block has 0): beside autoregressive decoding, look at commit_gap and
+request_latency too.
 """
 
 from collections import Counter
@@ -61,6 +65,7 @@ class Columns:
     nfe: np.ndarray
     blocks: np.ndarray
     preemptions: np.ndarray
+    measured: np.ndarray  # bool: it arrived in the measurement window
 
 
 @dataclass(frozen=True)
@@ -77,30 +82,50 @@ class Results:
 
 
 def evaluate(run: Run) -> Results:
-    """All results of a finished run."""
+    """All results of a finished run. Raises InputError where nothing is measured."""
     segments, quality = run.records.segments(), {}
-    ticks = Ticks([engine.tick_end_ns for engine in run.engines])
+    ticks, measured = Ticks([engine.tick_end_ns for engine in run.engines]), _measured(run)
     if run.luck:
-        columns, per_unit, blocks, quality = _blocks(run, segments, ticks)
+        columns, per_unit, blocks, quality = _blocks(run, measured, segments, ticks)
     elif isinstance(run.scenario.decoding, Speculative):
-        columns, per_unit, blocks = _bursts(run)
+        columns, per_unit, blocks = _bursts(run, measured)
     else:
-        columns, per_unit, blocks = _tokens(run, segments, ticks)
+        columns, per_unit, blocks = _tokens(run, measured, segments, ticks)
     done = columns.finish_ns != NOT_YET
-    duration_s = float(columns.finish_ns[done].max() - columns.arrival_ns[done].min()) / 1e9
-    if not duration_s:
-        raise InputError("the run took no time: every cost in the scenario's latency is zero")
+    duration_s = _duration_s(columns, done)
     return Results(
         columns,
-        _metrics(run, columns, done, duration_s, per_unit),
-        _counts(run, done),
+        _metrics(run, columns, done & measured, per_unit),
+        _counts(run, done, measured),
         blocks,
         _utilisation(run, segments, duration_s),
         _memory(run),
         _cost(run, columns, done, duration_s),
         quality,
-        _classes(run, columns, done),
+        _classes(run, columns, done & measured),
     )
+
+
+def _measured(run: Run) -> np.ndarray:
+    """Which requests arrived in the measurement window (n,). Raises InputError where none of them finished."""
+    window, records = run.scenario.measurement, run.records
+    arrival_ns, finish_ns = (np.frombuffer(column, np.int64) for column in (records.arrival_ns, records.finish_ns))
+    before, after = arrival_ns < window.warm_up_s * 1e9, arrival_ns >= window.end_s * 1e9
+    measured = ~(before | after)
+    if not (finish_ns[measured] != NOT_YET).any():
+        raise InputError(
+            f"measurement: nothing is measured: {before.sum()} requests arrived before warm_up_s "
+            f"{window.warm_up_s:g}, {after.sum()} after the window, and {measured.sum()} in it, of which none finished"
+        )
+    return measured
+
+
+def _duration_s(columns: Columns, of: np.ndarray) -> float:
+    """From the first arrival of some requests to their last finish."""
+    duration_s = float(columns.finish_ns[of].max() - columns.arrival_ns[of].min()) / 1e9
+    if not duration_s:
+        raise InputError("the run took no time: every cost in the scenario's latency is zero")
+    return duration_s
 
 
 def visible_blocks(run: Run, segments: np.ndarray, ticks: Ticks) -> Iterator[BlockTimes]:
@@ -112,15 +137,18 @@ def visible_blocks(run: Run, segments: np.ndarray, ticks: Ticks) -> Iterator[Blo
 
 
 class _Units:
-    """What blocks and bursts have in common: first and second visible moments, gaps, latencies."""
+    """What blocks and bursts have in common: first and second visible moments of all requests; gaps, latencies and
+    sizes of those that are measured."""
 
-    def __init__(self, run: Run, chunks: Iterator[BlockTimes]) -> None:
+    def __init__(self, run: Run, measured: np.ndarray, chunks: Iterator[BlockTimes]) -> None:
         self.first_ns, self.second_ns = np.full((2, len(run.requests)), NOT_YET)
         self.nfe, self.count, self.steps = np.zeros((3, len(run.requests)), np.int64)
         self.gaps, self.latencies, self.sizes = Distribution(), Distribution(), Distribution()
         self.by_size: Counter[int] = Counter()
+        every = measured.all()
         for chunk in chunks:
-            self._add(chunk)
+            self._note(chunk)
+            self._add(chunk if every else chunk.of(measured))
 
     def _add(self, chunk: BlockTimes) -> None:
         request, visible_ns = chunk.request, chunk.visible_ns
@@ -129,19 +157,22 @@ class _Units:
         self.latencies.add((visible_ns - chunk.ready_ns) / 1e6)
         self.sizes.add(chunk.steps)
         self.by_size.update(dict(enumerate(np.bincount(chunk.steps).tolist())))
+
+    def _note(self, chunk: BlockTimes) -> None:
+        request = chunk.request
         for index, column in ((0, self.first_ns), (1, self.second_ns)):
             at = chunk.block == index
-            column[request[at]] = visible_ns[at]
+            column[request[at]] = chunk.visible_ns[at]
         part = slice(chunk.low, chunk.low + len(chunk.nfe))
         self.nfe[part] = chunk.nfe
         self.count[part] = np.bincount(request - chunk.low, minlength=len(chunk.nfe))
         self.steps[part] = np.bincount(request - chunk.low, chunk.steps, minlength=len(chunk.nfe))
 
 
-def _blocks(run: Run, segments: np.ndarray, ticks: Ticks):
+def _blocks(run: Run, measured: np.ndarray, segments: np.ndarray, ticks: Ticks):
     """Columns, per-block distributions, and the summaries of blocks and of their quality."""
-    units = _Units(run, visible_blocks(run, segments, ticks))
-    columns = _columns(run, units.first_ns, units.second_ns, units.nfe, units.count)
+    units = _Units(run, measured, visible_blocks(run, segments, ticks))
+    columns = _columns(run, measured, units.first_ns, units.second_ns, units.nfe, units.count)
     per_unit = {
         "commit_gap": units.gaps.summary("ms"),
         "block_latency": units.latencies.summary("ms"),
@@ -150,30 +181,30 @@ def _blocks(run: Run, segments: np.ndarray, ticks: Ticks):
     by_steps = {str(steps): count for steps, count in sorted(units.by_size.items()) if count}
     idle = sum(engine.decoder.idle_forwards for engine in run.engines if isinstance(engine, RoundEngine))
     blocks = {"completed": units.by_size.total(), "by_steps": by_steps, "idle_forwards": idle}
-    return columns, per_unit, blocks, _quality(run, units)
+    return columns, per_unit, blocks, _quality(run, measured, units)
 
 
-def _bursts(run: Run):
-    units = _Units(run, logged_times(run.records.units(), np.zeros(len(run.requests), np.int64)))
-    columns = _columns(run, units.first_ns, units.second_ns, *np.zeros((2, len(run.requests)), np.int64))
-    passed = units.count > 0
+def _bursts(run: Run, measured: np.ndarray):
+    units = _Units(run, measured, logged_times(run.records.units(), np.zeros(len(run.requests), np.int64)))
+    columns = _columns(run, measured, units.first_ns, units.second_ns, *np.zeros((2, len(run.requests)), np.int64))
+    passed = measured & (units.count > 0)
     per_unit = _no_blocks(units.gaps) | {
         "acceptance_length": of(run.requests.output_tokens[passed] / units.count[passed], "tokens/pass")
     }
     return columns, per_unit, {"completed": 0, "by_steps": {}, "idle_forwards": 0}
 
 
-def _tokens(run: Run, segments: np.ndarray, ticks: Ticks):
+def _tokens(run: Run, measured: np.ndarray, segments: np.ndarray, ticks: Ticks):
     gaps, number = Distribution(), len(run.requests)
     first_ns = np.frombuffer(run.records.prefilled_ns, np.int64)
     if isinstance(run.scenario.decoding, MockAr):
         segments = after_first_tick(segments, ticks)
         first_ns = np.full(number, NOT_YET)
         first_ns[segments[::-1, 0]] = segments[::-1, 5]  # the earliest is written last
-    for gap_ns, sharing in token_gaps(segments, ticks):
+    for gap_ns, sharing in token_gaps(segments[measured[segments[:, 0]]], ticks):
         gaps.add(gap_ns / 1e6, sharing)
     second_ns = second_tokens(segments, ticks, number)
-    columns = _columns(run, first_ns, second_ns, *np.zeros((2, number), np.int64))
+    columns = _columns(run, measured, first_ns, second_ns, *np.zeros((2, number), np.int64))
     if isinstance(run.scenario.decoding, MockAr):
         columns = replace(columns, nfe=columns.output_tokens * (columns.finish_ns != NOT_YET))
     return columns, _no_blocks(gaps), {"completed": 0, "by_steps": {}, "idle_forwards": 0}
@@ -188,7 +219,7 @@ def _no_blocks(gaps: Distribution) -> dict[str, dict[str, Any]]:
     }
 
 
-def _columns(run: Run, first_ns, second_ns, nfe, blocks) -> Columns:
+def _columns(run: Run, measured, first_ns, second_ns, nfe, blocks) -> Columns:
     records = run.records
     arrival_ns, admit_ns, finish_ns = (
         np.frombuffer(column, np.int64) for column in (records.arrival_ns, records.admit_ns, records.finish_ns)
@@ -196,12 +227,13 @@ def _columns(run: Run, first_ns, second_ns, nfe, blocks) -> Columns:
     return Columns(
         arrival_ns, admit_ns, first_ns, second_ns, finish_ns,
         run.requests.input_tokens, run.requests.output_tokens,
-        np.frombuffer(records.replica, np.int16), nfe, blocks, np.frombuffer(records.preemptions, np.int32),
+        np.frombuffer(records.replica, np.int16), nfe, blocks, np.frombuffer(records.preemptions, np.int32), measured,
     )  # fmt: skip
 
 
-def _metrics(run: Run, columns: Columns, done: np.ndarray, duration_s: float, per_unit: dict) -> dict[str, Any]:
-    c, slo = columns, run.scenario.slo
+def _metrics(run: Run, columns: Columns, done: np.ndarray, per_unit: dict) -> dict[str, Any]:
+    """Of requests that are done and measured."""
+    c, slo, duration_s = columns, run.scenario.slo, _duration_s(columns, done)
     ttft_ms = (c.first_ns - c.arrival_ns)[done] / 1e6
     latency_ms = (c.finish_ns - c.arrival_ns)[done] / 1e6
     output, nfe = c.output_tokens[done], c.nfe[done]
@@ -228,7 +260,7 @@ def _metrics(run: Run, columns: Columns, done: np.ndarray, duration_s: float, pe
         "output_token_throughput_per_gpu": scalar(tokens / duration_s / run.gpus, "tokens/sec/gpu"),
         "request_throughput": scalar(len(output) / duration_s, "requests/sec"),
         "goodput": scalar(None if good is None else int(good.sum()) / duration_s, "requests/sec"),
-        "good_request_fraction": scalar(None if good is None else int(good.sum()) / len(done), "ratio"),
+        "good_request_fraction": scalar(None if good is None else int(good.sum()) / int(c.measured.sum()), "ratio"),
     }
 
 
@@ -245,7 +277,7 @@ def _good(slo: Slo, ttft_ms, ttst_ms, itl_ms, latency_ms) -> np.ndarray | None:
     return np.logical_and.reduce(asked) if asked else None
 
 
-def _counts(run: Run, done: np.ndarray) -> dict[str, int]:
+def _counts(run: Run, done: np.ndarray, measured: np.ndarray) -> dict[str, int]:
     outstanding = sum(engine.outstanding_requests for engine in run.engines)
     running = sum(engine.running_requests for engine in run.engines)
     return {
@@ -255,6 +287,7 @@ def _counts(run: Run, done: np.ndarray) -> dict[str, int]:
         "failed": 0,
         "queued": outstanding - running,
         "running": running,
+        "excluded": int((~measured).sum()),
         "preemptions": sum(engine.preemptions for engine in run.engines),
         "rounds": sum(engine.rounds for engine in run.engines),
     }
@@ -353,16 +386,17 @@ def _memory(run: Run) -> dict[str, Any]:
     }
 
 
-def _quality(run: Run, units: _Units) -> dict[str, Any]:
+def _quality(run: Run, measured: np.ndarray, units: _Units) -> dict[str, Any]:
     """For every gamma in use: its share of blocks, their denoise steps, and what is published of its quality."""
     luck, decoding = run.luck, run.scenario.decoding
     assert luck is not None
     assert isinstance(decoding, TwoTower | BlockDiffusion)
     if luck.queue:
         rows = run.records.units()
+        rows = rows[measured[rows[:, 0]]]
         level, count, taken = rows[:, 5], np.ones(len(rows), np.int64), rows[:, 2]
     else:
-        level, count, taken = luck.base, units.count, units.steps
+        level, count, taken = (of[measured] for of in (luck.base, units.count, units.steps))
     blocks, steps = (np.bincount(level, of, minlength=len(luck.gammas)) for of in (count, taken))
     return {
         f"{gamma:g}": {

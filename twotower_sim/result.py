@@ -22,10 +22,10 @@ from twotower_sim.simulation import Run
 
 REQUEST_COLUMNS = (
     "request_id", "arrival_s", "admit_s", "first_token_s", "finish_s", "input_tokens",
-    "output_tokens", "replica", "nfe", "blocks", "preemptions",
+    "output_tokens", "replica", "nfe", "blocks", "preemptions", "measured",
 )  # fmt: skip
 ROWS = 65536
-_ROW = "%d" + ",%d.%09d" * 4 + ",%d" * 6 + "\n"  # the fastest of Python's ways to format millions
+_ROW = "%d" + ",%d.%09d" * 4 + ",%d" * 6 + ",%s\n"  # the fastest of Python's ways to format millions
 _NEVER = f"{NOT_YET // 10**9}.{NOT_YET % 10**9:09d}"
 
 
@@ -100,17 +100,19 @@ def _plain(value: Any) -> Any:
 
 
 def write_requests(path: Path, columns: Columns) -> None:
-    """One row a request, in order of arrival; times in seconds to the nanosecond, empty where there is none."""
+    """One row a request, in order of arrival; times in seconds to the nanosecond, empty where there is none;
+    ``measured``, true or false: whether it counts in the figures."""
     c = columns
     times = [c.arrival_ns, c.admit_ns, c.first_ns, c.finish_ns]
-    whole = [c.input_tokens, c.output_tokens, c.replica, c.nfe, c.blocks, c.preemptions]
+    other = [c.input_tokens, c.output_tokens, c.replica, c.nfe, c.blocks, c.preemptions]
+    other.append(np.where(c.measured, "true", "false"))
     with path.open("wb") as file:
         packed = _Gzip(file)
         packed.write(",".join(REQUEST_COLUMNS) + "\n")
         for low in range(0, len(c.arrival_ns), ROWS):
             part = slice(low, low + ROWS)
             seconds = [figure.tolist() for time_ns in times for figure in np.divmod(time_ns[part], 10**9)]
-            rows = zip(count(low), *seconds, *(w[part].tolist() for w in whole), strict=False)
+            rows = zip(count(low), *seconds, *(column[part].tolist() for column in other), strict=False)
             packed.write("".join([_ROW % row for row in rows]).replace(_NEVER, ""))
         packed.close()
 

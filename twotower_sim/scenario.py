@@ -4,6 +4,7 @@ import json
 import os
 import re
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -508,6 +509,17 @@ Commits = Annotated[ObservedCommits | ProfileCommits | ConstantCommits, Field(di
 # ---------------------------------------------------------------------- the whole
 
 
+class Measurement(Section):
+    """Figures are of the requests that arrive in [warm_up_s, warm_up_s + for_s); all others are simulated alike."""
+
+    warm_up_s: Seconds = 0.0
+    for_s: Lasting | None = None  # null: until the end
+
+    @property
+    def end_s(self) -> float:
+        return inf if self.for_s is None else self.warm_up_s + self.for_s
+
+
 class Slo(Section):
     """What makes a request good, for goodput; each in milliseconds, as AIPerf takes them."""
 
@@ -529,6 +541,7 @@ class Scenario(Section):
     router: Router = Router()
     latency: Latency = RooflineLatency()
     commits: Commits = ObservedCommits()
+    measurement: Measurement = Measurement()
     slo: Slo = Slo()
 
     @property

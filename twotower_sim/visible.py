@@ -39,6 +39,12 @@ class BlockTimes(NamedTuple):
     low: int  # the chunk is the requests [low, low + len(nfe))
     nfe: np.ndarray  # denoiser forwards, those lost to preemption included
 
+    def of(self, requests: np.ndarray) -> "BlockTimes":
+        """Blocks of some requests, which an array says by request id; totals stay those of the chunk."""
+        kept = requests[self.request]
+        columns = ("request", "block", "steps", "ready_ns", "visible_ns")
+        return self._replace(**{name: getattr(self, name)[kept] for name in columns})
+
 
 def block_times(segments: np.ndarray, ticks: Ticks, plans: BlockPlans) -> Iterator[BlockTimes]:
     """Two towers: chunk by chunk, in order of request."""
