@@ -22,13 +22,15 @@ OnError = Literal["fail", "skip"]
 @dataclass(frozen=True)
 class Trace:
     """What a file holds. ``relative``: its times count from the start of each session, and nobody knows when sessions
-    start. ``skipped``: rows that are not in it, by why; ``first_bad``: what was wrong with the first malformed one."""
+    start. ``skipped``: rows that are not in it, by why; ``first_bad``: what was wrong with the first malformed one;
+    ``late``: requests that arrived before the one that stands before them in the file."""
 
     requests: Requests
     format: str
     relative: bool = False
     skipped: dict[str, int] = field(default_factory=dict)
     first_bad: str | None = None
+    late: int = 0
 
 
 def read_trace(path: Path, format: str = "auto", on_error: OnError = "fail") -> Trace:
@@ -49,7 +51,7 @@ def read_trace(path: Path, format: str = "auto", on_error: OnError = "fail") -> 
         raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from None
     if not len(requests):
         raise InputError(f"{path}: holds no requests{rows.why_not}")
-    return Trace(requests, rows.format, relative, dict(rows.skipped), rows.first_bad)
+    return Trace(requests, rows.format, relative, dict(rows.skipped), rows.first_bad, table.late)
 
 
 class Rows:

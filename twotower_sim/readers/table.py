@@ -31,6 +31,7 @@ class Table:
         self._sessions: dict[Hashable, int] = {}
         self._rows_of: dict[Hashable, int] = {}  # by request id
         self._after: dict[int, list[After]] = {}  # by row
+        self.late = 0  # requests that arrived before the one that stands before them
 
     def __len__(self) -> int:
         return len(self._input)
@@ -91,6 +92,7 @@ class Table:
             arrival_ns, input_tokens, output_tokens, prefixes, sessions if self._sessions else None, after
         )
         rows = np.flatnonzero(keep)
+        self.late = 0 if relative else int((np.diff(arrival_ns[rows]) < 0).sum())
         order = np.lexsort((arrival_ns[rows], sessions[rows])) if relative else arrival_ns[rows].argsort(kind="stable")
         if len(order) < len(self) or (np.diff(order) < 0).any():
             requests = requests.take(rows[order])
