@@ -7,6 +7,10 @@ from torch import Tensor
 
 from calibrate.kernels.language import dot, jit, tl, triton
 
+SMALL = {"BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}  # while reading the weights takes longest
+LARGE = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}  # and once products do
+MANY = 64  # tokens of an expert from which on they do
+
 
 def grouped_experts(x: Tensor, up: Tensor, down: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
     """The sum over a token's experts of weight x down_e relu(up_e x)^2; accumulated in fp32.
@@ -53,11 +57,14 @@ def triton_grouped_experts(x, up, down, experts, weights):
     starts = torch.searchsorted(of_pair, torch.arange(count + 1, device=x.device))  # (E + 1,)
     inner = torch.empty(tokens * top, hidden, dtype=x.dtype, device=x.device)
     outer = torch.empty(tokens * top, width, dtype=torch.float32, device=x.device)
-    blocks = {"BLOCK_M": min(64, max(16, triton.next_power_of_2(tokens))), "BLOCK_N": 64, "BLOCK_K": 64}
+    each = triton.cdiv(tokens * top, count)  # pairs of an expert, on average
+    tiles, splits = SMALL | {"BLOCK_M": min(64, max(16, triton.next_power_of_2(tokens)))}, 1
+    if each >= MANY and x.dtype != torch.float32:
+        tiles, splits = LARGE, triton.cdiv(each, LARGE["BLOCK_M"])
     for source, matrix, out, is_up in ((x, up, inner, True), (inner, down, outer, False)):
-        _experts_kernel[(triton.cdiv(matrix.shape[1], blocks["BLOCK_N"]), count)](
+        _experts_kernel[(splits, triton.cdiv(matrix.shape[1], tiles["BLOCK_N"]), count)](
             source, matrix, out, order, starts, weights, *matrix.shape[1:], source.stride(0),
-            TOP=top, UP=is_up, **blocks, num_warps=4, num_stages=4,
+            TOP=top, UP=is_up, **tiles,
         )  # fmt: skip
     return outer.view(tokens, top, width).sum(1).to(x.dtype)
 
@@ -67,15 +74,16 @@ def _experts_kernel(
     x, matrix, out, order, starts, weights, N, K, sx,
     TOP: tl.constexpr, UP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N outputs of one expert for all its tokens: relu(up x)^2, or weight x down x. Row i of ``inner`` is pair
-    order[i]; row j of ``outer`` is pair j."""
-    i_e = tl.program_id(1)
+    """BLOCK_N outputs of one expert for its tokens: relu(up x)^2, or weight x down x. Row i of ``inner`` is pair
+    order[i]; row j of ``outer`` is pair j. The programs of axis 0 take the tiles of tokens in turn, side by side, so
+    that one of them reads the weights from memory and the others from the L2 cache."""
+    i_e = tl.program_id(2)
     start, end = tl.load(starts + i_e).to(tl.int32), tl.load(starts + i_e + 1).to(tl.int32)
     if start == end:
         return
-    o_n, o_k = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    o_n, o_k = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     p_matrix = matrix + i_e.to(tl.int64) * N * K + o_n[None, :] * K
-    for i in range(start, end, BLOCK_M):
+    for i in range(start + tl.program_id(0) * BLOCK_M, end, tl.num_programs(0) * BLOCK_M):
         o_i = i + tl.arange(0, BLOCK_M)
         m_i = o_i < end
         b_pair = tl.load(order + o_i, mask=m_i, other=0)

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calibrate.kernels.language import jit, tl, triton
+from calibrate.kernels.language import INTERPRETED, dot, jit, tl, triton
 
 CHUNK = 64  # tokens that the CPU path takes at once
+LONG_CHUNK = 128  # tokens that the GPU takes at once of longer inputs; of shorter ones it takes one after another
 TILE = 16  # tokens that a program of the convolution takes
 
 
@@ -120,19 +121,46 @@ def triton_block_scan(
     (sequences, tokens, channels), (heads, dim, n), taps = xbc.shape, ssm_state.shape[1:], conv_weight.shape[1]
     if taps > TILE:
         raise ValueError(f"a convolution over {taps} tokens; expected at most {TILE}")
-    convolved = torch.empty(xbc.shape, dtype=torch.float32, device=xbc.device)
+    chunked = tokens > LONG_CHUNK
+    narrow = torch.bfloat16 if chunked and xbc.dtype == torch.bfloat16 else torch.float32
+    convolved = torch.empty(xbc.shape, dtype=narrow, device=xbc.device)
     y = torch.empty(sequences, tokens, heads * dim, dtype=xbc.dtype, device=xbc.device)
     block_t = min(TILE, triton.next_power_of_2(tokens))
     _conv_kernel[(triton.cdiv(channels, 128), triton.cdiv(tokens, block_t), sequences)](
         xbc, conv_state, rows, conv_weight, conv_bias, convolved, tokens, channels, *xbc.stride()[:2],
         TAPS=taps, WRITE=write, BLOCK_T=block_t, BLOCK_C=128, BLOCK_K=triton.next_power_of_2(taps), num_warps=4,
     )  # fmt: skip
+    if chunked:
+        _scan_chunks(convolved, dt, ssm_state, rows, dt_bias, a_log, d, groups, write, y)
+        return y
     block_p, block_n = min(32, triton.next_power_of_2(dim)), triton.next_power_of_2(n)
     _scan_kernel[(triton.cdiv(dim, block_p), heads, sequences)](
         convolved, dt, ssm_state, rows, dt_bias, a_log, d, y, tokens, *dt.stride()[:2],
         H=heads, GROUPS=groups, P=dim, N=n, WRITE=write, BLOCK_P=block_p, BLOCK_N=block_n, num_warps=4,
     )  # fmt: skip
     return y
+
+
+def _scan_chunks(convolved, dt, ssm_state, rows, dt_bias, a_log, d, groups, write, y):
+    """Only the state passes from chunk to chunk; then y of all chunks is found at once. ``step`` and ``decay`` are of
+    whole chunks: beyond the last token a step is 0, so that nothing is added to the state and it does not decay."""
+    (sequences, tokens, _), (heads, dim, n) = convolved.shape, ssm_state.shape[1:]
+    chunks = triton.cdiv(tokens, LONG_CHUNK)
+    step, decay = torch.empty(2, sequences, heads, chunks * LONG_CHUNK, dtype=torch.float32, device=y.device)
+    entering = torch.empty(sequences, chunks, heads, dim, n, dtype=torch.float32, device=y.device)
+    block_p, block_n = max(16, triton.next_power_of_2(dim)), min(32, max(16, triton.next_power_of_2(n)))
+    shape = {"H": heads, "GROUPS": groups, "P": dim, "N": n, "CHUNK": LONG_CHUNK}
+    _decay_kernel[(chunks, triton.cdiv(heads, 16), sequences)](
+        dt, dt_bias, a_log, step, decay, tokens, *dt.stride()[:2], H=heads, CHUNK=LONG_CHUNK, BLOCK_H=16, num_warps=4
+    )
+    _state_kernel[(triton.cdiv(n, block_n), heads, sequences)](
+        convolved, step, decay, ssm_state, rows, entering, tokens,
+        **shape, WRITE=write, BLOCK_P=block_p, BLOCK_N=block_n, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    _chunk_kernel[(heads, triton.cdiv(tokens, 64), sequences)](
+        convolved, step, decay, entering, d, y, tokens,
+        **shape, BLOCK_T=64, BLOCK_P=block_p, BLOCK_N=block_n, num_warps=4, num_stages=2,
+    )  # fmt: skip
 
 
 @jit
@@ -154,7 +182,8 @@ def _conv_kernel(
         b_new = tl.load(p_x + o_in.to(tl.int64) * sx_t + o_c[None, :], mask=m_new, other=0.0).to(tl.float32)
         b_old = tl.load(p_state[None, :] + (o_in + TAPS - 1), mask=m_old, other=0.0).to(tl.float32)
         b_y += (b_new + b_old) * tl.load(weight + o_c * TAPS + k, mask=m_c, other=0.0).to(tl.float32)[None, :]
-    tl.store(y + (i_b * T + o_t) * C + o_c[None, :], b_y * tl.sigmoid(b_y), mask=(o_t < T) & m_c[None, :])
+    b_y = _narrow(b_y * tl.sigmoid(b_y), y.dtype.element_ty)
+    tl.store(y + (i_b * T + o_t) * C + o_c[None, :], b_y, mask=(o_t < T) & m_c[None, :])
     if WRITE and i_t == 0:
         o_k = tl.arange(0, BLOCK_K)[None, :]
         o_last, m_k = T - (TAPS - 1) + o_k, m_c[:, None] & (o_k < TAPS - 1)
@@ -193,6 +222,119 @@ def _scan_kernel(
         p_x, p_b, p_dt, p_y = p_x + H * P + 2 * GROUPS * N, p_b + H * P + 2 * GROUPS * N, p_dt + sdt_t, p_y + H * P
     if WRITE:
         tl.store(p_state, b_state.to(ssm_state.dtype.element_ty), mask=m_p[:, None] & m_n[None, :])
+
+
+@jit
+def _decay_kernel(
+    dt, dt_bias, a_log, step, decay, T, sdt_b, sdt_t, H: tl.constexpr, CHUNK: tl.constexpr, BLOCK_H: tl.constexpr
+):
+    """The step of every token, and the logarithm of what the state has decayed by since its chunk began; some heads of
+    one chunk."""
+    i_c, i_b = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    o_h, o_t = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), i_c * CHUNK + tl.arange(0, CHUNK)
+    m_h = o_h < H
+    b_a = -tl.exp(tl.load(a_log + o_h, mask=m_h, other=0.0).to(tl.float32))
+    b_bias = tl.load(dt_bias + o_h, mask=m_h, other=0.0).to(tl.float32)
+    m_dt = (o_t < T)[:, None] & m_h[None, :]
+    b_dt = tl.load(dt + i_b * sdt_b + o_t.to(tl.int64)[:, None] * sdt_t + o_h[None, :], mask=m_dt, other=0.0)
+    b_step = tl.where(m_dt, _softplus(b_dt.to(tl.float32) + b_bias[None, :]), 0.0)  # (CHUNK, BLOCK_H)
+    o_out = (i_b * H + o_h)[None, :] * tl.num_programs(0) * CHUNK + o_t[:, None]
+    tl.store(step + o_out, b_step, mask=m_h[None, :])
+    tl.store(decay + o_out, tl.cumsum(b_step * b_a[None, :], 0), mask=m_h[None, :])
+
+
+@jit
+def _state_kernel(
+    xbc, step, decay, ssm_state, rows, entering, T,
+    H: tl.constexpr, GROUPS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
+    WRITE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The state of one head, or a part of its N, from chunk to chunk; keeps what each chunk enters with."""
+    C: tl.constexpr = H * P + 2 * GROUPS * N
+    i_h, i_b, chunks = tl.program_id(1), tl.program_id(2).to(tl.int64), tl.cdiv(T, CHUNK)
+    o_p, o_n, o_t = tl.arange(0, BLOCK_P), tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, CHUNK)
+    m_p, m_n = o_p < P, o_n < N
+    o_state, m_state = i_h * P * N + o_p[:, None] * N + o_n[None, :], m_p[:, None] & m_n[None, :]
+    p_state = ssm_state + tl.load(rows + i_b) * (H * P * N) + o_state
+    p_entering = entering + i_b * chunks * (H * P * N) + o_state
+    p_x = xbc + i_b * T * C + i_h * P + o_p[:, None] + o_t[None, :] * C
+    p_b = xbc + i_b * T * C + H * P + (i_h // (H // GROUPS)) * N + o_t[:, None] * C + o_n[None, :]
+    p_step = step + (i_b * H + i_h) * chunks * CHUNK
+    p_decay = decay + (i_b * H + i_h) * chunks * CHUNK
+    b_state = tl.load(p_state, mask=m_state, other=0.0).to(tl.float32)  # (BLOCK_P, BLOCK_N)
+    for i_c in range(chunks):
+        tl.store(p_entering, b_state, mask=m_state)
+        m_t = i_c * CHUNK + o_t < T
+        b_x = tl.load(p_x, mask=m_p[:, None] & m_t[None, :], other=0.0)  # (BLOCK_P, CHUNK)
+        b_b = tl.load(p_b, mask=m_t[:, None] & m_n[None, :], other=0.0)  # (CHUNK, BLOCK_N)
+        b_end = tl.load(p_decay + CHUNK - 1)
+        b_weight = tl.load(p_step + o_t) * tl.exp(b_end - tl.load(p_decay + o_t))
+        b_x = _narrow(b_x.to(tl.float32) * b_weight[None, :], b_b.dtype)
+        b_state = b_state * tl.exp(b_end) + _product(b_x, b_b)
+        p_x, p_b, p_step, p_decay = p_x + CHUNK * C, p_b + CHUNK * C, p_step + CHUNK, p_decay + CHUNK
+        p_entering += H * P * N
+    if WRITE:
+        tl.store(p_state, b_state.to(ssm_state.dtype.element_ty), mask=m_state)
+
+
+@jit
+def _chunk_kernel(
+    xbc, step, decay, entering, d_skip, y, T,
+    H: tl.constexpr, GROUPS: tl.constexpr, P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """y of one head at BLOCK_T tokens t of a chunk, from the state that the chunk enters with and its tokens s <= t."""
+    C: tl.constexpr = H * P + 2 * GROUPS * N
+    i_h, i_t, i_b, chunks = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64), tl.cdiv(T, CHUNK)
+    i_c = i_t * BLOCK_T // CHUNK
+    o_t, o_s = i_t * BLOCK_T - i_c * CHUNK + tl.arange(0, BLOCK_T), tl.arange(0, CHUNK)  # within the chunk
+    o_p, o_n, left = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N), T - i_c * CHUNK
+    m_t, m_s, m_p = (o_t < left)[:, None], o_s < left, (o_p < P)[None, :]
+    first = i_b * T + i_c * CHUNK
+    p_x = xbc + first * C + i_h * P + o_p[None, :]
+    p_b = xbc + first * C + H * P + (i_h // (H // GROUPS)) * N
+    p_state = entering + ((i_b * chunks + i_c) * H + i_h) * P * N + o_p[None, :] * N
+    p_step = step + ((i_b * H + i_h) * chunks + i_c) * CHUNK
+    p_decay = decay + ((i_b * H + i_h) * chunks + i_c) * CHUNK
+    b_y = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
+    b_weight = tl.zeros([BLOCK_T, CHUNK], tl.float32)
+    for n in range(0, N, BLOCK_N):
+        o_k = n + o_n
+        m_k = o_k < N
+        b_c = tl.load(p_b + GROUPS * N + o_t[:, None] * C + o_k[None, :], mask=m_t & m_k[None, :], other=0.0)
+        b_b = tl.load(p_b + o_s[None, :] * C + o_k[:, None], mask=m_k[:, None] & m_s[None, :], other=0.0)
+        b_state = tl.load(p_state + o_k[:, None], mask=m_k[:, None] & m_p, other=0.0)  # (BLOCK_N, BLOCK_P)
+        b_weight += _product(b_c, b_b)
+        b_high = _narrow(b_state, b_c.dtype)
+        b_y += _product(b_c, b_high)
+        if b_c.dtype != tl.float32:
+            b_y += _product(b_c, _narrow(b_state - b_high.to(tl.float32), b_c.dtype))
+    b_decay = tl.load(p_decay + o_t)
+    b_span = tl.where(o_s[None, :] <= o_t[:, None], b_decay[:, None] - tl.load(p_decay + o_s)[None, :], -float("inf"))
+    b_weight *= tl.exp(b_span) * tl.load(p_step + o_s)[None, :]
+    b_x = tl.load(p_x + o_s[:, None] * C, mask=m_s[:, None] & m_p, other=0.0)
+    b_y = b_y * tl.exp(b_decay)[:, None] + _product(_narrow(b_weight, b_x.dtype), b_x)
+    b_skip = tl.load(p_x + o_t[:, None] * C, mask=m_t & m_p, other=0.0).to(tl.float32)
+    b_y += tl.load(d_skip + i_h).to(tl.float32) * b_skip
+    p_y = y + (first * H + i_h) * P + o_t[:, None] * (H * P) + o_p[None, :]
+    tl.store(p_y, _narrow(b_y, y.dtype.element_ty), mask=m_t & m_p)
+
+
+@jit
+def _product(a, b):
+    """a @ b in fp32; fp32 operands are split into bf16 parts, of which all products that matter are summed."""
+    if INTERPRETED or a.dtype != tl.float32:
+        return dot(a, b)
+    return tl.dot(a, b, input_precision="bf16x6")
+
+
+@jit
+def _narrow(b_x, dtype: tl.constexpr):
+    """fp32 in another type, rounded to the nearest: the interpreter cuts bf16 off, so what rounds up is added first."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        b_bits = b_x.to(tl.int32, bitcast=True)
+        b_x = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return b_x.to(dtype)
 
 
 @jit

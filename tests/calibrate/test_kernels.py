@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -30,7 +31,10 @@ from calibrate.kernels.accuracy import (
 from calibrate.kernels.attention import _splits, triton_block_attention
 from calibrate.kernels.confidence import naive_commit, torch_commit, triton_commit
 
-TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2}  # the interpreter truncates to bf16
+TOLERANCE = {
+    torch.float32: 3e-6 if DEVICE.type == "cpu" else 1e-5,  # tensor cores cut sums off, the interpreter rounds them
+    torch.bfloat16: 1e-2,  # the interpreter truncates to bf16
+}
 CPU = torch.device("cpu")
 few = settings(max_examples=12, deadline=None, derandomize=True)
 
@@ -45,10 +49,15 @@ CASES = {
     "scan a token": (SCAN, partial(scan_inputs, sequences=3, tokens=1, heads=4, dim=16, groups=2, state=16, taps=4, write=True)),
     "scan fewer tokens than taps": (SCAN, partial(scan_inputs, sequences=2, tokens=2, heads=2, dim=16, groups=2, state=16, taps=5, write=True)),
     "scan a prompt": (SCAN, partial(scan_inputs, sequences=1, tokens=150, heads=2, dim=16, groups=1, state=16, taps=4, write=True)),
+    "scan the most tokens one by one": (SCAN, partial(scan_inputs, sequences=1, tokens=128, heads=2, dim=16, groups=1, state=16, taps=4, write=True)),
+    "scan a token more than a chunk": (SCAN, partial(scan_inputs, sequences=2, tokens=129, heads=3, dim=16, groups=1, state=40, taps=4, write=False)),
+    "scan whole chunks": (SCAN, partial(scan_inputs, sequences=2, tokens=256, heads=4, dim=40, groups=2, state=24, taps=4, write=True)),
+    "scan a part of a chunk last": (SCAN, partial(scan_inputs, sequences=3, tokens=300, heads=2, dim=64, groups=1, state=128, taps=4, write=True)),
     "scan without memory of inputs": (SCAN, partial(scan_inputs, sequences=1, tokens=5, heads=2, dim=16, groups=1, state=16, taps=1, write=True)),
     "experts of a block": (EXPERTS, partial(experts_inputs, tokens=16, width=84, hidden=58, experts=16, top=3)),
     "experts of a token": (EXPERTS, partial(experts_inputs, tokens=1, width=64, hidden=130, experts=16, top=6)),
     "more tokens of an expert than a tile": (EXPERTS, partial(experts_inputs, tokens=150, width=70, hidden=30, experts=3, top=2)),
+    "many tokens of each expert": (EXPERTS, partial(experts_inputs, tokens=300, width=70, hidden=140, experts=3, top=2)),
     "norm": (NORM, partial(norm_inputs, sequences=2, tokens=3, width=84, modulated=False, modulate_first=False)),
     "norm after modulation": (NORM, partial(norm_inputs, sequences=2, tokens=3, width=84, modulated=True, modulate_first=True)),
     "norm before modulation": (NORM, partial(norm_inputs, sequences=2, tokens=3, width=84, modulated=True, modulate_first=False)),
@@ -75,13 +84,18 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch, "empty", poisoned_empty)
 
 
+def within(found, tolerance):
+    """Unlike their maximum, false wherever one is NaN."""
+    return all(error < tolerance for error in found.values())
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_naive_version(name, dtype):
     kernel, make = CASES[name]
     found = errors(kernel, make(dtype))
     assert set(found) == {"torch", "triton"}
-    assert all(error < TOLERANCE[dtype] for error in found.values()), found
+    assert within(found, TOLERANCE[dtype]), found
 
 
 @few
@@ -95,7 +109,7 @@ def test_agrees_with_the_naive_version(name, dtype):
 )
 def test_attention_of_any_shape(tokens, group, kv_heads, dim, contexts, causal):
     inputs = attention_inputs(torch.float32, tokens, group * kv_heads, kv_heads, dim, contexts, causal)
-    assert max(errors(ATTENTION, inputs).values()) < TOLERANCE[torch.float32]
+    assert within(errors(ATTENTION, inputs), TOLERANCE[torch.float32])
 
 
 @few
@@ -111,7 +125,32 @@ def test_attention_of_any_shape(tokens, group, kv_heads, dim, contexts, causal):
 )
 def test_scan_of_any_shape(sequences, tokens, group, dim, groups, state, taps, write):
     inputs = scan_inputs(torch.float32, sequences, tokens, group * groups, dim, groups, state, taps, write)
-    assert max(errors(SCAN, inputs).values()) < TOLERANCE[torch.float32]
+    assert within(errors(SCAN, inputs), TOLERANCE[torch.float32])
+
+
+@few
+@given(
+    sequences=st.integers(1, 2),
+    tokens=st.integers(129, 400),
+    group=st.integers(1, 3),
+    dim=st.integers(1, 40),
+    groups=st.integers(1, 2),
+    state=st.integers(1, 40),
+    write=st.booleans(),
+)
+def test_long_scan_of_any_shape(sequences, tokens, group, dim, groups, state, write):
+    inputs = scan_inputs(torch.float32, sequences, tokens, group * groups, dim, groups, state, 4, write)
+    assert within(errors(SCAN, inputs), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("scale", [-20.0, 4.0, 20.0], ids=["none", "strong", "total"])
+def test_long_scans_decay_by_any_amount(scale, dtype):
+    """From a state that every token is added to, up to one of which nothing is left after a token."""
+    inputs = scan_inputs(dtype, 2, 200, heads=2, dim=16, groups=1, state=16, taps=4, write=True)
+    inputs[8] = torch.full_like(inputs[8], scale)  # a_log
+    found = errors(SCAN, inputs)
+    assert within(found, TOLERANCE[dtype]), found
 
 
 @few
@@ -125,13 +164,13 @@ def test_scan_of_any_shape(sequences, tokens, group, dim, groups, state, taps, w
 def test_experts_of_any_shape(tokens, width, hidden, experts, data):
     top = data.draw(st.integers(1, experts))
     found = errors(EXPERTS, experts_inputs(torch.float32, tokens, width, hidden, experts, top))
-    assert max(found.values()) < TOLERANCE[torch.float32]
+    assert within(found, TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("path", ["naive", "torch", "triton"])
 def test_a_denoise_leaves_the_states_and_an_extend_those_of_others(path):
-    for write in (False, True):
-        inputs = scan_inputs(torch.float32, 2, 7, heads=2, dim=16, groups=1, state=16, taps=4, write=write)
+    for write, tokens in product((False, True), (7, 150)):
+        inputs = scan_inputs(torch.float32, 2, tokens, heads=2, dim=16, groups=1, state=16, taps=4, write=write)
         out = results(getattr(SCAN, path), inputs, DEVICE if path == "triton" else CPU)
         rows = inputs[4].tolist()
         for before, after in zip(inputs[2:4], out[3:5], strict=True):
@@ -141,12 +180,13 @@ def test_a_denoise_leaves_the_states_and_an_extend_those_of_others(path):
 
 @pytest.mark.parametrize("path", ["torch", "triton"])
 def test_a_scan_goes_on_where_the_last_one_ended(path):
-    """In steps of 1, 2, 16 and 70 tokens, as in one of 89."""
+    """In steps of 1, 130, 16 and 142 tokens, as in one of 289."""
+    lengths = [1, 130, 16, 142]
     scan, device = getattr(SCAN, path), DEVICE if path == "triton" else CPU
-    inputs = scan_inputs(torch.float32, 1, 89, heads=2, dim=16, groups=1, state=16, taps=4, write=True)
+    inputs = scan_inputs(torch.float32, 1, sum(lengths), heads=2, dim=16, groups=1, state=16, taps=4, write=True)
     xbc, dt, *rest = (z.to(device) if isinstance(z, torch.Tensor) else z for z in inputs)
     whole, *_, conv_state, ssm_state = results(scan, inputs, device)[:5]
-    parts = [scan(a, b, *rest) for a, b in zip(xbc.split([1, 2, 16, 70], 1), dt.split([1, 2, 16, 70], 1), strict=True)]
+    parts = [scan(a, b, *rest) for a, b in zip(xbc.split(lengths, 1), dt.split(lengths, 1), strict=True)]
     for found, truth in ((torch.cat(parts, 1), whole), (rest[0], conv_state), (rest[1], ssm_state)):
         assert distance(found.cpu(), truth) < TOLERANCE[torch.float32]
 
@@ -159,6 +199,14 @@ def test_a_scan_may_store_its_state_in_bf16(path):
     found, truth = results(getattr(SCAN, path), inputs, device), results(SCAN.naive, inputs, CPU, double=True)
     assert distance(found[0], truth[0]) < TOLERANCE[torch.float32]
     assert distance(found[4], truth[4]) < TOLERANCE[torch.bfloat16]
+
+
+def test_programs_share_the_tokens_of_a_favoured_expert():
+    """Of which there are five tiles, where two are expected."""
+    inputs = experts_inputs(torch.bfloat16, 520, width=70, hidden=30, experts=4, top=1)
+    inputs[3] = torch.cat([torch.full((519, 1), 2), torch.tensor([[3]])])
+    found = errors(EXPERTS, inputs)
+    assert within(found, TOLERANCE[torch.bfloat16]), found
 
 
 @pytest.mark.parametrize("path", ["naive", "torch", "triton"])
@@ -238,7 +286,7 @@ def test_the_public_functions_choose_by_device(monkeypatch):
     ]
     for function, naive, inputs in calls:
         found, truth = results(function, inputs, DEVICE), results(naive, inputs, CPU, double=True)
-        assert max(map(distance, found, truth)) < TOLERANCE[torch.float32]
+        assert all(distance(a, b) < TOLERANCE[torch.float32] for a, b in zip(found, truth, strict=True))
 
 
 @pytest.mark.parametrize(
