@@ -337,6 +337,7 @@ COSTS = {
     "kind": "affine", "prefill": {"base_ms": 5, "per_new_token_ms": 0.1}, "decode": PASS, "denoise": PASS, "extend": PASS,
     "draft": PASS, "transfer": PASS,
 }  # fmt: skip
+MIX = {"kind": "mix", "parts": {"chat": {"workload": BUSY}, "batch": {"workload": FIXED}}}
 SHARED = {"kind": "trace", "path": "shared.jsonl"}
 TIGHT = {"kv_blocks": 120, "state_slots": 16}
 LONG = {"kv_blocks": 20, "state_slots": 16, "oversized": "reject"}
@@ -402,6 +403,9 @@ OPTIONS: dict[str, tuple[dict, Any]] = {
     "workload.ClosedLoopWorkload.think_time_s": ({"workload": LOOP}, 1),
     "workload.ClosedLoopWorkload.input_tokens.ConstantLength.value": ({"workload": LOOP}, 91),
     "workload.ClosedLoopWorkload.output_tokens.ConstantLength.value": ({"workload": LOOP}, 91),
+    "workload.MixWorkload.parts": ({"workload": MIX}, {"chat": {"workload": BUSY}, "batch": {"workload": EVEN}}),
+    "workload.MixWorkload.rate_rps": ({"workload": MIX}, 10),
+    "workload.MixWorkload.requests": ({"workload": MIX}, 40),
     "decoding.TwoTower.gamma": ({}, 0.6),
     "decoding.TwoTower.block_size": ({"commits": {"kind": "constant", "tokens_per_step": 4}}, 8),
     "decoding.TwoTower.steps_per_block": ({}, 8),

@@ -83,10 +83,11 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         blocks = f"gamma {gamma} in {of['share_of_blocks']:.1%} of blocks, {of['nfe_per_block']:.1f} forwards each"
         lines.append(f"Quality     {blocks}: {kept}")
     for name, of in summary["classes"].items():
-        first, whole = of["time_to_first_token"], of["request_latency"]
+        first, whole, good = (of[key] for key in ("time_to_first_token", "request_latency", "good_request_fraction"))
         lines.append(
             f"Class       {name}: {of['requests']:,} requests, time to first token p50 {first['p50']:,.0f} ms, p99 "
             f"{first['p99']:,.0f} ms, request latency p50 {whole['p50']:,.0f} ms, p99 {whole['p99']:,.0f} ms"
+            + ("" if good["avg"] is None else f", {good['avg']:.1%} good")
         )
     lines += [f"{PARTS[key]:12}{source}" for key, source in summary["provenance"].items()]
     return lines + [f"Warning     {warning}" for warning in summary["warnings"]]

@@ -60,11 +60,11 @@ def luck_of(
     classes: np.ndarray,
     warnings: list[str],
 ) -> tuple[BlockLuck, str]:
-    """All luck of a run and its provenance; ``classes`` is each request's index into ``workload.classes``."""
+    """All luck of a run and its provenance; ``classes`` is each request's index into ``workload.class_names``."""
     gammas = decoding.gammas
     laws, source = _laws(scenario, decoding, tower, base, output_tokens, warnings)
     by_level = [BlockPlans(law, scenario.seed, output_tokens) for law in laws]
-    of_class = [decoding.gamma_by_class.get(name, decoding.gamma) for name in scenario.workload.classes or {"": 1.0}]
+    of_class = [decoding.gamma_by_class.get(name, decoding.gamma) for name in scenario.workload.class_names or [""]]
     levels = np.array([gammas.index(gamma) for gamma in of_class])[classes]
     policy = decoding.gamma_policy
     queue = []
@@ -78,7 +78,10 @@ def luck_of(
 
 
 def classes_of(scenario: ask.Scenario, requests: int) -> np.ndarray:
-    """Index of each request's class, drawn by the shares of ``workload.classes``; 0 without classes."""
+    """Index of each request's class, drawn by the shares of ``workload.classes``; 0 without classes. Raises InputError
+    for a mix, whose parts say which classes their own requests have."""
+    if isinstance(scenario.workload, ask.MixWorkload):
+        raise InputError("workload.kind: found mix; requests that come from elsewhere are of no part of it")
     shares = list((scenario.workload.classes or {"": 1.0}).values())
     edges = np.cumsum(shares)[:-1]
     return np.searchsorted(edges, uniform(scenario.seed, "class", np.arange(requests)), side="right")

@@ -36,7 +36,7 @@ from twotower_sim.latency import OTHER_PASS, PASS_NAMES
 from twotower_sim.luck import published_quality
 from twotower_sim.records import NOT_YET
 from twotower_sim.rounds import RoundEngine
-from twotower_sim.scenario import BlockDiffusion, MockAr, Slo, Speculative, TwoTower
+from twotower_sim.scenario import BlockDiffusion, MockAr, Speculative, TwoTower
 from twotower_sim.simulation import Run, extrapolated_share
 from twotower_sim.tandem import Tandem
 from twotower_sim.visible import (
@@ -92,17 +92,18 @@ def evaluate(run: Run) -> Results:
     else:
         columns, per_unit, blocks = _tokens(run, measured, segments, ticks)
     done = columns.finish_ns != NOT_YET
-    duration_s = _duration_s(columns, done)
+    duration_s, times = _duration_s(columns, done), _Times(columns, done & measured)
+    good = _good(run, times)
     return Results(
         columns,
-        _metrics(run, columns, done & measured, per_unit),
+        _metrics(run, columns, times, good, per_unit),
         _counts(run, done, measured),
         blocks,
         _utilisation(run, segments, duration_s),
         _memory(run),
         _cost(run, columns, done, duration_s),
         quality,
-        _classes(run, columns, done & measured),
+        _classes(run, columns, times, good),
     )
 
 
@@ -231,50 +232,69 @@ def _columns(run: Run, measured, first_ns, second_ns, nfe, blocks) -> Columns:
     )  # fmt: skip
 
 
-def _metrics(run: Run, columns: Columns, done: np.ndarray, per_unit: dict) -> dict[str, Any]:
-    """Of requests that are done and measured."""
-    c, slo, duration_s = columns, run.scenario.slo, _duration_s(columns, done)
-    ttft_ms = (c.first_ns - c.arrival_ns)[done] / 1e6
-    latency_ms = (c.finish_ns - c.arrival_ns)[done] / 1e6
+class _Times:
+    """Of requests that are done and measured, in milliseconds; NaN where a request has no such time."""
+
+    def __init__(self, c: Columns, of: np.ndarray) -> None:
+        self.of = of  # bool (n,)
+        output, second = c.output_tokens[of], c.second_ns[of] != NOT_YET
+        self.first_ms = (c.first_ns - c.arrival_ns)[of] / 1e6
+        self.latency_ms = (c.finish_ns - c.arrival_ns)[of] / 1e6
+        self.second_ms = np.where(second, (c.second_ns - c.first_ns)[of] / 1e6, np.nan)
+        self.inter_ms = np.full(len(output), np.nan)
+        np.divide(self.latency_ms - self.first_ms, output - 1, out=self.inter_ms, where=output > 1)
+
+
+def _metrics(run: Run, c: Columns, times: _Times, good: np.ndarray | None, per_unit: dict) -> dict[str, Any]:
+    done, duration_s = times.of, _duration_s(c, times.of)
+    second_ms, inter_ms = times.second_ms, times.inter_ms
     output, nfe = c.output_tokens[done], c.nfe[done]
-    second = c.second_ns[done] != NOT_YET
-    ttst_ms = (c.second_ns - c.first_ns)[done] / 1e6
-    itl_ms = np.full(len(output), np.nan)
-    np.divide(latency_ms - ttft_ms, output - 1, out=itl_ms, where=output > 1)
-    streamed = itl_ms > 0  # else all tokens came at once
+    streamed = inter_ms > 0  # else all tokens came at once
     tokens = int(output.sum())
-    good = _good(slo, ttft_ms, np.where(second, ttst_ms, np.nan), itl_ms, latency_ms)
     per_forward = output[nfe > 0] / nfe[nfe > 0]
     return {
-        "time_to_first_token": of(ttft_ms, "ms"),
-        "time_to_second_token": of(ttst_ms[second], "ms"),
-        "inter_token_latency": of(itl_ms[output > 1], "ms"),
-        "request_latency": of(latency_ms, "ms"),
+        "time_to_first_token": of(times.first_ms, "ms"),
+        "time_to_second_token": of(second_ms[~np.isnan(second_ms)], "ms"),
+        "inter_token_latency": of(inter_ms[output > 1], "ms"),
+        "request_latency": of(times.latency_ms, "ms"),
         "queue_time": of((c.admit_ns - c.arrival_ns)[done] / 1e6, "ms"),
         **per_unit,
         "tokens_per_nfe": of(per_forward, "tokens/forward"),
         "input_sequence_length": of(c.input_tokens[done], "tokens"),
         "output_sequence_length": of(output, "tokens"),
-        "output_token_throughput_per_user": of(1e3 / itl_ms[streamed], "tokens/sec/user"),
+        "output_token_throughput_per_user": of(1e3 / inter_ms[streamed], "tokens/sec/user"),
         "output_token_throughput": scalar(tokens / duration_s, "tokens/sec"),
         "output_token_throughput_per_gpu": scalar(tokens / duration_s / run.gpus, "tokens/sec/gpu"),
         "request_throughput": scalar(len(output) / duration_s, "requests/sec"),
         "goodput": scalar(None if good is None else int(good.sum()) / duration_s, "requests/sec"),
-        "good_request_fraction": scalar(None if good is None else int(good.sum()) / int(c.measured.sum()), "ratio"),
+        "good_request_fraction": _good_fraction(good, c.measured),
     }
 
 
-def _good(slo: Slo, ttft_ms, ttst_ms, itl_ms, latency_ms) -> np.ndarray | None:
-    """Requests that meet every objective, as AIPerf counts: one on what a request does not have is not met. None: no
-    objectives."""
-    bounds = [
-        (ttft_ms, slo.time_to_first_token_ms),
-        (ttst_ms, slo.time_to_second_token_ms),
-        (itl_ms, slo.inter_token_latency_ms),
-        (latency_ms, slo.request_latency_ms),
-    ]
-    asked = [values <= bound for values, bound in bounds if bound is not None]
-    return np.logical_and.reduce(asked) if asked else None
+def _good(run: Run, times: _Times) -> np.ndarray | None:
+    """Which requests (n,) meet every objective that they have, as AIPerf counts: one on what a request does not have is
+    not met. None: no request has any."""
+    slos, classes = run.scenario.slos, run.classes[times.of]
+    met, asked = np.ones(len(classes), bool), False
+    for name, values in {
+        "time_to_first_token_ms": times.first_ms,
+        "time_to_second_token_ms": times.second_ms,
+        "inter_token_latency_ms": times.inter_ms,
+        "request_latency_ms": times.latency_ms,
+    }.items():
+        bounds = np.array([getattr(slo, name) for slo in slos], float)[classes]  # NaN: none
+        met &= np.isnan(bounds) | (values <= bounds)
+        asked |= not np.isnan(bounds).all()
+    if not asked:
+        return None
+    good = np.zeros(len(times.of), bool)
+    good[times.of] = met
+    return good
+
+
+def _good_fraction(good: np.ndarray | None, arrived: np.ndarray) -> dict[str, Any]:
+    """Of requests that arrived."""
+    return scalar(None if good is None else int(good[arrived].sum()) / int(arrived.sum()), "ratio")
 
 
 def _counts(run: Run, done: np.ndarray, measured: np.ndarray) -> dict[str, int]:
@@ -409,17 +429,19 @@ def _quality(run: Run, measured: np.ndarray, units: _Units) -> dict[str, Any]:
     }
 
 
-def _classes(run: Run, c: Columns, done: np.ndarray) -> dict[str, Any]:
+def _classes(run: Run, c: Columns, times: _Times, good: np.ndarray | None) -> dict[str, Any]:
     """Latencies by class of request, where the workload has classes."""
     classes = {}
-    for index, name in enumerate(run.scenario.workload.classes or {}):
-        mine = done & (run.classes == index)
-        if not mine.any():
+    for index, name in enumerate(run.scenario.workload.class_names):
+        mine = run.classes == index
+        done = mine[times.of]
+        if not done.any():
             continue
         classes[name] = {
-            "requests": int(mine.sum()),
-            "time_to_first_token": of((c.first_ns - c.arrival_ns)[mine] / 1e6, "ms"),
-            "request_latency": of((c.finish_ns - c.arrival_ns)[mine] / 1e6, "ms"),
+            "requests": int(done.sum()),
+            "time_to_first_token": of(times.first_ms[done], "ms"),
+            "request_latency": of(times.latency_ms[done], "ms"),
+            "good_request_fraction": _good_fraction(good, mine & c.measured),
         }
     return classes
 

@@ -1,8 +1,11 @@
 """Request facts: what arrives and when, as columns. Known to the simulation; routers and schedulers see less."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from twotower_sim.errors import InputError
 
 MOST_TOKENS = 2**31 - 1
 """A request's input or output is shorter; a trace that says otherwise has its columns or units mixed up."""
@@ -36,6 +39,12 @@ class Dependencies:
     delay_ns: np.ndarray  # int64 (m,), from when the other finishes
     dispatch: np.ndarray  # bool (m,): or from when it arrives
     binding: np.ndarray  # bool (n,)
+
+    @classmethod
+    def none(cls, requests: int) -> "Dependencies":
+        """Of requests that wait for nothing."""
+        nothing = np.zeros(0, np.int64)
+        return cls(np.zeros(requests + 1, np.int64), nothing, nothing, nothing > 0, np.ones(requests, bool))
 
     def take(self, index: np.ndarray | slice) -> "Dependencies":
         """Of some requests, in a new order; nobody waits for those that are left out."""
@@ -80,3 +89,63 @@ class Requests:
             self.sessions[index] if self.sessions is not None else None,
             self.after.take(index) if self.after else None,
         )
+
+
+def merged(parts: Sequence[Requests]) -> tuple[Requests, np.ndarray]:
+    """All requests of several loads in order of arrival (at one instant, in the order of the loads), and the load that
+    each is of. Those of different loads share no prefixes and no sessions. Raises InputError where prefixes are hashed
+    in blocks of different sizes."""
+    whole = Requests(
+        np.concatenate([part.arrival_ns for part in parts]),
+        np.concatenate([part.input_tokens for part in parts]),
+        np.concatenate([part.output_tokens for part in parts]),
+        _joined_prefixes(parts),
+        _joined_sessions(parts),
+        _joined_dependencies(parts),
+    )
+    order = np.argsort(whole.arrival_ns, kind="stable")
+    return whole.take(order), np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
+
+
+def _joined_prefixes(parts: Sequence[Requests]) -> Prefixes | None:
+    known = [part.prefixes for part in parts if part.prefixes]
+    if not known:
+        return None
+    if len(found := sorted({of.block_tokens for of in known})) > 1:
+        raise InputError(f"prefixes are hashed in blocks of {' and '.join(map(str, found))} tokens; expected one size")
+    counts = [np.diff(of.prefixes.first) if of.prefixes else np.zeros(len(of), np.int64) for of in parts]
+    return Prefixes(_from_counts(counts), _apart([of.hashes for of in known]), found[0])
+
+
+def _joined_sessions(parts: Sequence[Requests]) -> np.ndarray | None:
+    if all(part.sessions is None for part in parts):
+        return None
+    return _apart([np.arange(len(of)) if of.sessions is None else of.sessions for of in parts])
+
+
+def _joined_dependencies(parts: Sequence[Requests]) -> Dependencies | None:
+    if all(part.after is None for part in parts):
+        return None
+    own = [of.after or Dependencies.none(len(of)) for of in parts]
+    before = np.cumsum([0, *map(len, parts)])
+    return Dependencies(
+        _from_counts([np.diff(of.first) for of in own]),
+        np.concatenate([of.on + offset for of, offset in zip(own, before, strict=False)]),
+        np.concatenate([of.delay_ns for of in own]),
+        np.concatenate([of.dispatch for of in own]),
+        np.concatenate([of.binding for of in own]),
+    )
+
+
+def _from_counts(counts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(([0], np.cumsum(np.concatenate(counts))))
+
+
+def _apart(columns: list[np.ndarray]) -> np.ndarray:
+    """Numbers of several columns, one after the other, renumbered so that no two columns share any."""
+    numbered, used = [], 0
+    for column in columns:
+        values, number = np.unique(column, return_inverse=True)
+        numbered.append(number + used)
+        used += len(values)
+    return np.concatenate(numbered)

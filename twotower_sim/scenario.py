@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -146,11 +147,20 @@ Classes = Annotated[dict[str, Share], Field(min_length=1, max_length=16)]
 class Load(Section):
     classes: Classes | None = None
 
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.classes or ())
+
     @model_validator(mode="after")
     def _shares_are_whole(self) -> "Load":
-        if self.classes and abs(sum(self.classes.values()) - 1) > 1e-9:
-            raise ValueError(f"classes: the shares add up to {sum(self.classes.values()):g}; expected 1")
+        if self.classes:
+            _check_shares("classes", self.classes.values())
         return self
+
+
+def _check_shares(name: str, shares: Iterable[float]) -> None:
+    if abs((total := sum(shares)) - 1) > 1e-9:
+        raise ValueError(f"{name}: the shares add up to {total:g}; expected 1")
 
 
 class TraceWorkload(Load):
@@ -194,7 +204,62 @@ class ClosedLoopWorkload(Load):
     output_tokens: Length
 
 
-Workload = Annotated[TraceWorkload | SyntheticWorkload | ClosedLoopWorkload, Field(discriminator="kind")]
+OpenWorkload = TraceWorkload | SyntheticWorkload
+
+
+class Slo(Section):
+    """What makes a request good, for goodput; each in milliseconds, as AIPerf takes them."""
+
+    time_to_first_token_ms: PositiveFloat | None = None
+    time_to_second_token_ms: PositiveFloat | None = None
+    inter_token_latency_ms: PositiveFloat | None = None
+    request_latency_ms: PositiveFloat | None = None
+
+
+class Part(Section):
+    """A load of a mix. ``share``: of all requests; ``slo``: in place of the scenario's."""
+
+    share: Share | None = None
+    slo: Slo | None = None
+    workload: OpenWorkload = Field(discriminator="kind")
+
+    @property
+    def classes(self) -> list[str]:
+        """Its classes, or one without a name."""
+        return self.workload.class_names or [""]
+
+
+PartName = Annotated[str, Field(pattern=r"^\w[\w-]*$", max_length=LONGEST_NAME)]
+
+
+class MixWorkload(Section):
+    """Several loads at once, each with arrivals of its own, until the first of them ends. A part is a class of its
+    name; the classes of a part that has some are named part/class. See ``mix.mix`` for shares and ``rate_rps``."""
+
+    kind: Literal["mix"]
+    parts: dict[PartName, Part] = Field(min_length=2, max_length=16)
+    rate_rps: Rate | None = None
+    requests: Count | None = None
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        return {name: part.share for name, part in self.parts.items() if part.share} or None
+
+    @property
+    def class_names(self) -> list[str]:
+        return [f"{name}/{of}" if of else name for name, part in self.parts.items() for of in part.classes]
+
+    @model_validator(mode="after")
+    def _shares_are_whole(self) -> "MixWorkload":
+        if self.shares:
+            for name, part in self.parts.items():
+                if part.share is None:
+                    raise ValueError(f"parts.{name}.share: is missing; every part has one, or none has")
+            _check_shares("parts", self.shares.values())
+        return self
+
+
+Workload = Annotated[OpenWorkload | ClosedLoopWorkload | MixWorkload, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------------- decoding
@@ -520,15 +585,6 @@ class Measurement(Section):
         return inf if self.for_s is None else self.warm_up_s + self.for_s
 
 
-class Slo(Section):
-    """What makes a request good, for goodput; each in milliseconds, as AIPerf takes them."""
-
-    time_to_first_token_ms: PositiveFloat | None = None
-    time_to_second_token_ms: PositiveFloat | None = None
-    inter_token_latency_ms: PositiveFloat | None = None
-    request_latency_ms: PositiveFloat | None = None
-
-
 class Scenario(Section):
     name: str = Field(default="", max_length=LONGEST_NAME, pattern=r"^(\w[\w.-]*)?$")
     seed: int = Field(default=0, ge=0, lt=1 << 64)
@@ -543,6 +599,14 @@ class Scenario(Section):
     commits: Commits = ObservedCommits()
     measurement: Measurement = Measurement()
     slo: Slo = Slo()
+
+    @property
+    def slos(self) -> list[Slo]:
+        """What makes a request of each class good; of all, without classes."""
+        load = self.workload
+        if isinstance(load, MixWorkload):
+            return [self.slo if part.slo is None else part.slo for part in load.parts.values() for _ in part.classes]
+        return [self.slo] * max(len(load.class_names), 1)
 
     @property
     def split(self) -> bool:
@@ -568,7 +632,7 @@ class Scenario(Section):
     @model_validator(mode="after")
     def _classes_are_known(self) -> "Scenario":
         if isinstance(self.decoding, TwoTower | BlockDiffusion):
-            known = list(self.workload.classes or ())
+            known = self.workload.class_names
             for name in self.decoding.gamma_by_class:
                 if name not in known:
                     allowed = ", ".join(known) or "none: workload.classes names them"

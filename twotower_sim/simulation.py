@@ -13,6 +13,7 @@ from twotower_sim.admission import ADMISSION
 from twotower_sim.arrivals import arrivals
 from twotower_sim.costing import drafter_of, latency_of
 from twotower_sim.decoders import BlockDecoder, BurstDecoder, TokenDecoder
+from twotower_sim.draws import seed_of
 from twotower_sim.engine import Engine
 from twotower_sim.errors import InputError
 from twotower_sim.fleet import Fleet
@@ -21,6 +22,7 @@ from twotower_sim.kv_cache import Cache, KvCache, PrefixCache, check_block_token
 from twotower_sim.latency import Latency
 from twotower_sim.luck import BlockLuck, classes_of, load_section, luck_of
 from twotower_sim.memory import NO_DRAFTER, MemoryPlan, plan_memory
+from twotower_sim.mix import mix
 from twotower_sim.model import Tower, load_tower
 from twotower_sim.plan import Bursts
 from twotower_sim.policy import POLICIES
@@ -51,7 +53,7 @@ class Run:
     memory: MemoryPlan
     latency: Latency
     requests: Requests
-    classes: np.ndarray  # of each request, an index into workload.classes
+    classes: np.ndarray  # of each request, an index into workload.class_names
     luck: BlockLuck | None  # None: no blocks
     rejected: np.ndarray  # ids of requests that can never fit
     provenance: dict[str, str]
@@ -93,11 +95,11 @@ def prepare(scenario: ask.Scenario, base: Path = Path(), given: Requests | None 
     memory = _memory(scenario, tower, gpu, base)
     if memory.overcommitted:
         warnings.append(f"memory is taken as given, though {memory.overcommitted}")
-    requests, note = (given, []) if given else _workload(scenario, base)
-    warnings += note
+    requests, classes, notes = (given, classes_of(scenario, len(given)), []) if given else _load(scenario, base)
+    warnings += notes
     warnings += _prefix_cache_warnings(scenario, tower, requests)
     latency, provenance = latency_of(scenario, tower, gpu, base, profile, warnings)
-    classes, luck = classes_of(scenario, len(requests)), None
+    luck = None
     if isinstance(decoding, Blocks):
         of = requests.output_tokens, classes
         luck, provenance["commits"] = luck_of(scenario, decoding, tower, base, *of, warnings)
@@ -390,8 +392,38 @@ def _sequences(run: Run) -> Callable[[int], Sequence]:
     return sequence
 
 
-def _workload(scenario: ask.Scenario, base: Path) -> tuple[Requests, list[str]]:
-    load, seed = scenario.workload, scenario.seed
+def _load(scenario: ask.Scenario, base: Path) -> tuple[Requests, np.ndarray, list[str]]:
+    """Requests, the class of each, and what there is to say of them."""
+    load = scenario.workload
+    if isinstance(load, ask.MixWorkload):
+        return _mix(scenario, load, base)
+    requests, notes = _workload(scenario, load, base)
+    return requests, classes_of(scenario, len(requests)), notes
+
+
+def _mix(scenario: ask.Scenario, load: ask.MixWorkload, base: Path) -> tuple[Requests, np.ndarray, list[str]]:
+    parts, classes, notes, names = {}, [], [], 0
+    for name, part in load.parts.items():
+        own = scenario.model_copy(update={"workload": part.workload, "seed": seed_of(scenario.seed, name)})
+        try:
+            parts[name], of_part, said = _load(own, base)
+        except InputError as error:
+            raise InputError(f"workload.parts.{name}: {error}") from None
+        classes.append(of_part + names)
+        notes += [f"{name}: {note}" for note in said]
+        names += len(part.classes)
+    mixed = mix(parts, load.shares, load.rate_rps, load.requests)
+    of_request = np.zeros(len(mixed.requests), np.int64)
+    for index, of_part in enumerate(classes):
+        mine = mixed.part == index
+        of_request[mine] = of_part[: mine.sum()]
+    return mixed.requests, of_request, notes + mixed.notes
+
+
+def _workload(
+    scenario: ask.Scenario, load: ask.OpenWorkload | ask.ClosedLoopWorkload, base: Path
+) -> tuple[Requests, list[str]]:
+    seed = scenario.seed
     if isinstance(load, ask.TraceWorkload):
         options = load.model_dump(exclude={"kind", "path", "classes", "session_starts"})
         starts = partial(arrivals, seed=seed, **load.session_starts.model_dump()) if load.session_starts else None

@@ -60,7 +60,7 @@ def trace(
         requests = _window(requests, window_s, path)
     requests = requests.take(slice(limit))
     if rate_scale != 1:
-        requests = _scaled(requests, rate_scale)
+        requests = scaled(requests, rate_scale)
     if requests.sessions is not None and requests.prefixes is None:
         requests = replace(requests, prefixes=grown_prefixes(requests, block_tokens))
         notes.append("prefixes are assumed: each turn's prompt repeats the one before it and its answer")
@@ -93,7 +93,8 @@ def _window(requests: Requests, window_s: tuple[float, float], path: Path) -> Re
     return replace(requests, arrival_ns=requests.arrival_ns - round(window_s[0] * 1e9))
 
 
-def _scaled(requests: Requests, rate_scale: float) -> Requests:
+def scaled(requests: Requests, rate_scale: float) -> Requests:
+    """The same requests, ``rate_scale`` times as often; of sessions with turns that wait, how often they start."""
     times = requests.arrival_ns / rate_scale if requests.after is None else stretched(requests, rate_scale)
     requests = replace(requests, arrival_ns=nanoseconds(times))
     return requests.take(requests.arrival_ns.argsort(kind="stable")) if requests.after else requests

@@ -152,8 +152,8 @@ def _dotted(keys: Keys) -> str:
     return ".".join(map(str, keys))
 
 
-_OF_UNION = re.compile(r"constrained-|list\[")
-"""How pydantic names the plain members of a union."""
+_OF_UNION = re.compile(r"constrained-|list\[|\[key\]$")
+"""How pydantic names the plain members of a union, and that the key of a mapping is wrong."""
 
 
 def _locate(data: Any, model: Any, loc: tuple[str | int, ...]) -> tuple[Keys, dict[str, Any]]:
