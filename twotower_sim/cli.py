@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from twotower_sim.errors import InputError
+from twotower_sim.trace_cli import trace_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "Simulate deployments of Nemotron-TwoTower (block diffusion with two towers) and of its autoregressive baseline."
@@ -17,6 +18,7 @@ scenario_app = typer.Typer(no_args_is_help=True, help="Check scenario files.")
 app.add_typer(scenario_app, name="scenario")
 profile_app = typer.Typer(no_args_is_help=True, help="Look at profiles: measured latency, commits and routing.")
 app.add_typer(profile_app, name="profile")
+app.add_typer(trace_app, name="trace")
 
 ProfileFile = Annotated[str, typer.Argument(metavar="PROFILE", help="A profile file, or the name of a shipped one.")]
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file (YAML).")]

@@ -209,18 +209,18 @@ def _tag(model: type[BaseModel]) -> str | None:
 def _explain(item: Any, keys: Keys, fields: dict[str, Any]) -> str:
     name, found, context = _dotted(keys), item["input"], item.get("ctx", {})
     if item["type"] == "extra_forbidden":
-        return f"{name}: unknown key{_nearest(str(keys[-1]), fields)}; allowed: {', '.join(fields)}"
+        return f"{name}: unknown key{did_you_mean(str(keys[-1]), fields)}; allowed: {', '.join(fields)}"
     if item["type"] == "missing":
         return f"{name}: is missing"
     if item["type"] == "union_tag_not_found":
         return f"{name}.kind: is missing; allowed: {context.get('expected_tags') or _tags(fields, keys)}"
     if item["type"] == "union_tag_invalid":
         allowed = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-        nearest = _nearest(context["tag"], allowed)
+        nearest = did_you_mean(context["tag"], allowed)
         return f"{name}.kind: found {context['tag']!r:.99}; allowed: {', '.join(allowed)}{nearest}"
     if item["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"])
-        return f"{name}: found {found!r:.99}; allowed: {', '.join(allowed)}{_nearest(str(found), allowed)}"
+        return f"{name}: found {found!r:.99}; allowed: {', '.join(allowed)}{did_you_mean(str(found), allowed)}"
     if item["type"] == "value_error":
         return f"{name}: {context['error']}" if name else str(context["error"])
     return f"{name}: found {found!r:.99}; {item['msg'][0].lower()}{item['msg'][1:]}"
@@ -231,6 +231,6 @@ def _tags(fields: dict[str, Any], keys: Keys) -> str:
     return ", ".join(tag for m in _models(field.rebuild_annotation()) if (tag := _tag(m))) if field else ""
 
 
-def _nearest(name: str, allowed: Iterable[str]) -> str:
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     close = get_close_matches(name, list(allowed), 1)
     return f" (did you mean {close[0]}?)" if close else ""
