@@ -8,7 +8,7 @@ from torch import Tensor
 from calibrate.kernels.language import dot, jit, tl, triton
 
 SMALL = {"BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}  # while reading the weights takes longest
-LARGE = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}  # and once products do
+LARGE = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4}  # and once products do
 MANY = 64  # tokens of an expert from which on they do
 
 
