@@ -3,23 +3,32 @@
 import errno
 import gzip
 import hashlib
+import json
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_cli import call
 
 from twotower_sim import public_traces, trace_fetch
 from twotower_sim.errors import InputError
+from twotower_sim.readers import read_trace
+from twotower_sim.requests import Dependencies, Prefixes, Requests
 from twotower_sim.trace_fetch import fetch_traces
+from twotower_sim.trace_write import ending, write_trace
 
 EXAMPLES = ROOT / "traces" / "examples"
 AZURE, MOONCAKE = ((EXAMPLES / name).read_bytes() for name in ("azure.csv", "mooncake.jsonl"))
@@ -246,3 +255,175 @@ def test_progress_is_drawn_on_a_terminal(fetch, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "small" in said
     assert f"{len(AZURE)}/{len(AZURE)} bytes" in said
+
+
+# ---------------------------------------------------------------------- convert
+
+
+@st.composite
+def traces(draw):
+    """Requests with or without prefixes (in blocks of which the last is hashed, or not) and sessions that wait in turn."""
+    count = draw(st.integers(1, 30))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    unit_ns = draw(st.sampled_from([1, 100, 10**6, 10**9]))
+    arrival_ns = np.sort(rng.integers(0, 50, count)) * unit_ns
+    input_tokens, output_tokens = rng.integers(1, 3000, count), rng.integers(1, 100, count)
+    input_tokens[0] = 3000  # no other block size has as many hashes for it
+    prefixes = sessions = after = None
+    if size := draw(st.sampled_from([None, 16, 64, 512])):
+        counts = input_tokens // size if (floor := draw(st.booleans())) else -(-input_tokens // size)
+        first = np.concatenate(([0], np.cumsum(counts)))
+        prefixes = Prefixes(first, rng.integers(-3 if floor else 0, 40, first[-1]), size)
+    if draw(st.booleans()):
+        sessions = rng.integers(0, draw(st.integers(1, count)), count)
+        waits = [np.flatnonzero(sessions[:row] == sessions[row])[-1:] for row in range(count)]
+        first = np.concatenate(([0], np.cumsum([len(of) for of in waits])))
+        binding = rng.random(count) < 0.5
+        waiting = np.diff(first) > 0
+        delay_ns = np.where(binding, 0, rng.integers(0, 50, count) * unit_ns)[waiting]
+        after = Dependencies(first, np.concatenate(waits), delay_ns, np.zeros(len(delay_ns), bool), binding | ~waiting)
+    return Requests(arrival_ns - arrival_ns[0], input_tokens, output_tokens, prefixes, sessions, after)
+
+
+def assert_same(found: Requests, wanted: Requests):
+    """But for the numbers of sessions, ids of hashes where they were negative, and hashes of what is not a whole block."""
+    for column in ("arrival_ns", "input_tokens", "output_tokens"):
+        assert getattr(found, column).tolist() == getattr(wanted, column).tolist()
+    if wanted.sessions is not None and len(set(wanted.sessions.tolist())) < len(wanted):
+        pairs = set(zip(found.sessions.tolist(), wanted.sessions.tolist(), strict=True))
+        assert len(pairs) == len(set(found.sessions.tolist())) == len(set(wanted.sessions.tolist()))
+        for column in ("first", "on", "delay_ns", "dispatch", "binding"):
+            assert getattr(found.after, column).tolist() == getattr(wanted.after, column).tolist()
+    else:
+        assert found.sessions is None
+    if wanted.prefixes:
+        assert found.prefixes.block_tokens == wanted.prefixes.block_tokens
+        pairs, seen = set(), []
+        for row in range(len(wanted)):
+            theirs, ours = wanted.prefixes.of(row).tolist(), found.prefixes.of(row).tolist()
+            pairs |= set(zip(theirs, ours, strict=False))
+            seen += ours[len(theirs) :]
+        assert len(pairs) == len({theirs for theirs, _ in pairs}) == len({ours for _, ours in pairs})
+        assert len(seen) == len(set(seen))
+        assert not set(seen) & {ours for _, ours in pairs}
+        if wanted.prefixes.hashes.min(initial=0) >= 0:
+            assert all(theirs == ours for theirs, ours in pairs)
+    else:
+        assert found.prefixes is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(traces(), st.sampled_from([".jsonl", ".jsonl.gz", ".jsonl.zst"]))
+def test_reading_what_was_written_gives_the_same(tmp_path_factory, requests, ending):
+    path = tmp_path_factory.mktemp("written") / f"trace{ending}"
+    assert write_trace(requests, path, ending) == []
+    assert_same(read_trace(path).requests, requests)
+
+
+@settings(max_examples=50, deadline=None)
+@given(traces(), st.sampled_from([".csv", ".csv.gz", ".csv.zst", ".parquet"]))
+def test_tables_hold_times_and_lengths_and_say_what_they_lose(tmp_path_factory, requests, ending):
+    path = tmp_path_factory.mktemp("written") / f"trace{ending}"
+    lost = write_trace(requests, path, ending)
+    assert [line.split(":")[0] for line in lost] == (["what prompts share"] if requests.prefixes else []) + (
+        ["sessions"] if requests.sessions is not None else []
+    )
+    assert_same(read_trace(path).requests, Requests(requests.arrival_ns, requests.input_tokens, requests.output_tokens))
+
+
+def test_packed_files_are_packed_and_the_same_each_time(tmp_path):
+    requests = read_trace(EXAMPLES / "mooncake.jsonl").requests
+    for kind, magic in ((".jsonl.gz", b"\x1f\x8b"), (".csv.zst", b"\x28\xb5\x2f\xfd"), (".parquet", b"PAR1")):
+        raw = []
+        for name in ("a", "b"):
+            write_trace(requests, tmp_path / f"{name}{kind}", kind)
+            raw.append((tmp_path / f"{name}{kind}").read_bytes())
+        assert raw[0] == raw[1]
+        assert raw[0].startswith(magic)
+
+
+def waiting(*waits, sessions, binding=False):
+    """Requests that wait as [(on, delay, dispatch), …] each."""
+    flat = np.array([wait for of in waits for wait in of], np.int64).reshape(-1, 3)
+    first = np.concatenate(([0], np.cumsum([len(of) for of in waits])))
+    count = len(waits)
+    after = Dependencies(first, flat[:, 0], flat[:, 1], flat[:, 2].astype(bool), np.full(count, binding))
+    return Requests(np.arange(count) * 10**6, np.full(count, 5), np.full(count, 5), None, np.array(sessions), after)
+
+
+@pytest.mark.parametrize(
+    ("requests", "said"),
+    [
+        (waiting([], [], [(0, 0, 0), (1, 0, 0)], sessions=[0, 0, 0]), "what 1 requests wait for beside the end of the turn before"),
+        (waiting([], [(0, 5, 1)], sessions=[0, 0]), "what 1 requests wait for"),
+        (waiting([], [(0, 5, 0)], sessions=[0, 0], binding=True), "what 1 requests wait for"),
+        (waiting([], [(0, 0, 0)], [(0, 0, 0)], sessions=[0, 0, 0]), "what 2 requests wait for"),
+        (waiting([], [(0, 0, 0)], sessions=[0, 1]), "what 1 requests wait for"),
+        (replace(waiting([], [], sessions=[0, 0]), after=None), "sessions: their turns wait for nothing"),
+        (Requests(np.array([0, 2**61 + 1]), *np.ones((2, 2), int)), "of times, which are written in milliseconds"),
+        (Requests(np.array([0]), np.array([5]), np.array([5]), Prefixes(np.array([0, 1]), np.array([3]), 17)), "readers know 16, 32, 64"),
+        (Requests(np.array([0]), np.array([5]), np.array([5]), Prefixes(np.array([0, 1]), np.array([3]), 16)), "no prompt is longer, and 512 is read"),
+    ],
+)  # fmt: skip
+def test_what_mooncake_cannot_hold_is_said(tmp_path, requests, said):
+    path = tmp_path / "trace.jsonl"
+    (lost,) = write_trace(requests, path, ".jsonl")
+    assert said in lost
+    found = read_trace(path).requests
+    assert found.after is None
+    assert found.input_tokens.tolist() == requests.input_tokens.tolist()
+
+
+def test_a_part_is_converted_and_what_is_lost_is_said(tmp_path):
+    source = tmp_path / "in.jsonl"
+    rows = [
+        {"timestamp": 1000 * at, "input_length": 600, "output_length": 1 + at, "hash_ids": [1, 2 + at]}
+        for at in range(9)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not a row\n")
+    out = tmp_path / "new" / "out.csv"
+    arguments = [
+        "trace",
+        "convert",
+        str(source),
+        str(out),
+        "--window",
+        "2",
+        "7.5",
+        "--limit",
+        "4",
+        "--on-error",
+        "skip",
+    ]
+    done = call(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}: 4 requests of {source} (mooncake)\n"
+    assert f"Warning: rows skipped: 1 malformed; the first at {source}:10: not a JSON object" in done.stderr
+    assert f"Warning: not in {out}: what prompts share: this format has times and lengths only" in done.stderr
+    found = read_trace(out).requests
+    assert found.output_tokens.tolist() == [3, 4, 5, 6]
+    assert found.arrival_ns.tolist() == [0, 10**9, 2 * 10**9, 3 * 10**9]
+    before = out.read_bytes()
+    for changes, said in (
+        ([str(source), str(out)], f"{source}:10: not a JSON object"),
+        ([str(source), str(out), "--on-error", "skip", "--window", "100", "200"], "no requests in window_s [100.0, 200.0]"),
+        ([str(source), str(out), "--on-error", "skip", "--window", "-inf", "2"], "--window: found -inf 2; expected seconds from 0 on"),
+        ([str(source), str(out), "--format", "azzure"], "--format: found 'azzure' (did you mean azure?); allowed: auto, mooncake"),
+        ([str(source), str(out), "--on-error", "ignore"], "'ignore'"),
+        ([str(source), str(out), "--limit", "0"], "--limit"),
+        ([str(source), str(tmp_path / "out.txt")], "out.txt: found ending '.txt'; allowed: .jsonl, .jsonl.gz"),
+        ([str(source), "/proc/nowhere.csv"], "/proc/nowhere.csv: cannot be written"),
+        (["nothing.csv", str(out)], "nothing.csv: cannot be read: No such file"),
+    ):  # fmt: skip
+        done = call("trace", "convert", *changes)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    assert out.read_bytes() == before
+    assert names_of(out.parent) == ["out.csv"]
+
+
+def test_parquet_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"Parquet files need pyarrow: pip install 'twotower-sim\[parquet\]'"):
+        ending(Path("a.parquet"))

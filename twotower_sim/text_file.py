@@ -22,7 +22,7 @@ def lines(path: Path) -> Iterator[str]:
         with path.open("rb") as file:  # once: it may be a pipe
             unpacked = _unpacked(file)
             yield from _lines(_guarded(unpacked, file, path) if unpacked is not file else _chunks(file), path)
-    except (OSError, EOFError, zlib.error, ValueError, _zstd().ZstdError) as error:  # ValueError: no UTF-8, or no path
+    except (OSError, EOFError, zlib.error, ValueError, zstd().ZstdError) as error:  # ValueError: no UTF-8, or no path
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -30,10 +30,10 @@ def _unpacked(file: Any) -> Any:
     head = file.peek(4)[:4]
     if head[:2] == b"\x1f\x8b":
         return gzip.open(file)
-    return _zstd().open(file) if head == b"\x28\xb5\x2f\xfd" else file
+    return zstd().open(file) if head == b"\x28\xb5\x2f\xfd" else file
 
 
-def _zstd() -> Any:
+def zstd() -> Any:
     from backports import zstd  # compression.zstd from Python 3.14 on
 
     return zstd

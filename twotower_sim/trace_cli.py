@@ -4,11 +4,15 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from twotower_sim.errors import InputError
+
+TraceFile = Annotated[Path, typer.Argument(metavar="FILE", help="A trace; plain, .gz, .zst or .parquet.")]
+Format = Annotated[str, typer.Option(help="As trace list shows them; auto goes by the content.")]
+OnError = Annotated[Literal["fail", "skip"], typer.Option(help="What to do about malformed rows.")]
 
 trace_app = typer.Typer(no_args_is_help=True, help="Get, look at, convert, fingerprint and draw traces of requests.")
 
@@ -52,3 +56,33 @@ def fetch(
     if bool(names) == all:
         raise InputError(f"trace fetch: expected names, or --all for {', '.join(public_traces())}")
     fetch_traces(names or list(public_traces()), to, mirror, force)
+
+
+@trace_app.command()
+@_interruptible
+def convert(
+    file: TraceFile,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="*.jsonl (Mooncake), *.csv (Azure; both .gz or .zst), *.parquet.")
+    ],
+    format: Format = "auto",
+    on_error: OnError = "fail",
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many requests.")] = None,
+    window: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="FROM TO", help="Seconds from the trace's start: [from, to).")
+    ] = None,
+) -> None:
+    """Write a trace, or a part of it, in another format; what that cannot hold is said."""
+    from twotower_sim.trace_convert import convert_trace
+
+    convert_trace(file, out, _known(format), on_error, limit, window)
+
+
+def _known(format: str) -> str:
+    from twotower_sim.readers import FORMATS
+    from twotower_sim.yaml_file import did_you_mean
+
+    if format != "auto" and format not in FORMATS:
+        close = did_you_mean(format, FORMATS)
+        raise InputError(f"--format: found {format!r:.99}{close}; allowed: auto, {', '.join(FORMATS)}")
+    return format

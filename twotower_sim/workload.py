@@ -47,7 +47,7 @@ def trace(
     sessions start, for traces that do not say; ``sessions`` "open": nothing waits, all come at their recorded times.
     What conversations share, where a trace does not say, is taken in blocks of ``block_tokens``."""
     found = read_trace(path, format, on_error)
-    requests, notes = found.requests, _skipped(found)
+    requests, notes = found.requests, skipped(found)
     if found.relative:
         requests = _with_starts(requests, starts, path)
     if sessions == "open":
@@ -57,7 +57,7 @@ def trace(
         requests = replace(requests, arrival_ns=spread(requests.arrival_ns, bin_ns, seed))
         notes.append(f"time stamps are bunched: spread over bins of {bin_ns / 1e9:g} s")
     if window_s is not None:
-        requests = _window(requests, window_s, path)
+        requests = window(requests, window_s, path)
     requests = requests.take(slice(limit))
     if rate_scale != 1:
         requests = scaled(requests, rate_scale)
@@ -67,7 +67,7 @@ def trace(
     return Trace(requests, notes)
 
 
-def _skipped(found: readers.Trace) -> list[str]:
+def skipped(found: readers.Trace) -> list[str]:
     if not found.skipped:
         return []
     first = f"; the first at {found.first_bad}" if found.first_bad else ""
@@ -84,7 +84,7 @@ def _with_starts(requests: Requests, starts: Callable[[int], np.ndarray] | None,
     return started(requests, starts(len(np.unique(requests.sessions))))
 
 
-def _window(requests: Requests, window_s: tuple[float, float], path: Path) -> Requests:
+def window(requests: Requests, window_s: tuple[float, float], path: Path) -> Requests:
     inside = (requests.arrival_ns >= window_s[0] * 1e9) & (requests.arrival_ns < window_s[1] * 1e9)
     if not inside.any():
         span_s = requests.arrival_ns[-1] / 1e9
