@@ -14,9 +14,9 @@ from twotower_sim.errors import InputError
 from twotower_sim.log_fit import HEADLINE, LogValidation, validate
 from twotower_sim.log_replay import PASSES, Coefficients, Replay
 from twotower_sim.log_report import PLAIN, validate_log
-from twotower_sim.logs import read_log
 from twotower_sim.measurements import Measurements
 from twotower_sim.pairs_plot import MOST_POINTS, SUFFIXES, check_plot, plot_pairs
+from twotower_sim.readers.log import read_log
 from twotower_sim.result import write_requests
 from twotower_sim.scenario import AffineLatency, Scenario, load_scenario
 
@@ -242,13 +242,13 @@ def test_report(tmp_path, capsys):
     assert set(HEADLINE) <= told["figures"]["predicted"].keys()
     shown = capsys.readouterr().out
     assert f"Verdict     {told['verdict']}" in shown
-    assert "csv, 48 requests fitted, 32 predicted" in shown
+    assert "columns, 48 requests fitted, 32 predicted" in shown
     assert "<svg" in (tmp_path / "p.svg").read_text()
 
 
 def test_a_log_that_cannot_be_used_leaves_nothing(tmp_path):
     (tmp_path / "log").write_text("hello")
-    with pytest.raises(InputError, match="not a known log"):
+    with pytest.raises(InputError, match="not a known trace format"):
         validate_log(tmp_path / "log", None, [], tmp_path / "out", 0.5, 0.05, None)
     assert not (tmp_path / "out").exists()
 

@@ -13,6 +13,7 @@ from conftest import ROOT
 from twotower_sim import readers
 from twotower_sim.errors import InputError
 from twotower_sim.readers import FORMATS
+from twotower_sim.readers.items import items
 
 EXAMPLES = ROOT / "traces" / "examples"
 MOONCAKE = '{"timestamp": 3000, "input_length": 5, "output_length": 2}\n'
@@ -35,9 +36,26 @@ def columns(requests):
 
 
 def test_there_is_an_example_of_every_format():
-    assert {path.stem for path in EXAMPLES.iterdir()} == set(FORMATS)
-    for path in EXAMPLES.iterdir():
-        assert columns(read_trace(path)) == columns(read_trace(path, path.stem))
+    assert {name_of(path) for path in EXAMPLES.iterdir()} == set(FORMATS)
+    assert {path.suffix for path in EXAMPLES.iterdir()} >= {".jsonl", ".json", ".csv", ".gz", ".zst", ".parquet"}
+
+
+def name_of(path) -> str:
+    return path.name.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+def test_examples_are_known_by_their_content(path):
+    forced = readers.read_trace(path, name_of(path))
+    assert len(forced.requests) >= 2
+    if name_of(path) == "mooncake_delta":
+        assert readers.read_trace(path).format == "mooncake"  # nothing in it says otherwise
+        return
+    found = readers.read_trace(path)
+    assert found.format == name_of(path)
+    assert columns(found.requests) == columns(forced.requests)
+    head = items(path).head
+    assert [name for name, family in FORMATS.items() if family.sniff(head)] == [name_of(path)]
 
 
 def test_mooncake_milliseconds():
@@ -113,7 +131,7 @@ def test_requests_come_in_order_of_arrival_and_ties_in_file_order(tmp_path):
     ("text", "said"),
     [
         ("", "is empty"),
-        ("hello\n", ":1: not a known trace format (mooncake, azure); the file starts with 'hello'"),
+        ("hello\n", ":1: not a known trace format (mooncake, mooncake_delta, agentic_mooncake, azure,"),
         (MOONCAKE + "{", ":2: not a JSON object"),
         (MOONCAKE + "[1]\n", ":2: not a JSON object"),
         (MOONCAKE + '{"timestamp": 1, "input_length": 5}\n', ":2: output_length is missing"),
@@ -135,7 +153,7 @@ def test_requests_come_in_order_of_arrival_and_ties_in_file_order(tmp_path):
         (HASHED.replace("[7]", "7"), ":1: hash_ids: expected a list of whole numbers"),
         (HASHED.replace("[7]", "[1.5]"), ":1: hash_ids: expected a list of whole numbers"),
         (HASHED.replace("[7]", '{"7": 1}'), ":1: hash_ids: expected a list of whole numbers"),
-        (HASHED + HASHED.replace("7", "9223372036854775808"), ":2: hash_ids: expected a list of whole numbers"),
+        (HASHED + HASHED.replace("7", "18446744073709551616"), ":2: hash_ids: expected a list of whole numbers"),
         (HASHED + HASHED.replace("[7]", "[]"), ":2: hash_ids: found 0 for 5 tokens"),
         (HASHED + HASHED.replace("[7]", "null"), ":2: hash_ids: none, though others have"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "holds no requests"),

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from twotower_sim.console import TITLES
 from twotower_sim.log_fit import CONFIDENCE, Compared, LogValidation, validate
-from twotower_sim.logs import Log, read_log
 from twotower_sim.measurements import Measurements, metrics
 from twotower_sim.pairs_plot import Panel, check_plot, plot_pairs
 from twotower_sim.preset import ROOT
+from twotower_sim.readers.log import Log, read_log
 from twotower_sim.records import NOT_YET
 from twotower_sim.result import all_or_nothing, write_json
 from twotower_sim.scenario import Scenario, load_scenario

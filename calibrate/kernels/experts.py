@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calibrate.kernels.language import dot, jit, tl, triton
+from calibrate.kernels.language import INTERPRETED, dot, jit, tl, triton
 
 SMALL = {"BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}  # while reading the weights takes longest
-LARGE = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4}  # and once products do
+LARGE = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8}  # and once products do
 MANY = 64  # tokens of an expert from which on they do
 
 
@@ -60,13 +60,19 @@ def triton_grouped_experts(x, up, down, experts, weights):
     each = triton.cdiv(tokens * top, count)  # pairs of an expert, on average
     tiles, splits = SMALL | {"BLOCK_M": min(64, max(16, triton.next_power_of_2(tokens)))}, 1
     if each >= MANY and x.dtype != torch.float32:
-        tiles, splits = LARGE, triton.cdiv(each, LARGE["BLOCK_M"])
+        tiles, splits = LARGE | _stages(), triton.cdiv(each, LARGE["BLOCK_M"])
     for source, matrix, out, is_up in ((x, up, inner, True), (inner, down, outer, False)):
         _experts_kernel[(splits, triton.cdiv(matrix.shape[1], tiles["BLOCK_N"]), count)](
             source, matrix, out, order, starts, weights, *matrix.shape[1:], source.stride(0),
             TOP=top, UP=is_up, **tiles,
         )  # fmt: skip
     return outer.view(tokens, top, width).sum(1).to(x.dtype)
+
+
+def _stages() -> dict[str, int]:
+    """As many as shared memory holds of the large tiles."""
+    amd = not INTERPRETED.value and triton.runtime.driver.active.get_current_target().backend == "hip"
+    return {"num_stages": 3 if amd else 4}
 
 
 @jit

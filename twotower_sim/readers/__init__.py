@@ -1,22 +1,82 @@
-"""Trace files in the formats that users have; each family is one small file with ``sniff`` and ``reader``."""
+"""Trace files in the formats that users have; each family is one small file.
+
+A family has ``sniff(head)``, whether a file that starts so is one of it, and ``reader(head)``, a function from an item
+of the file to what is read of it; both raise InputError without saying where. It may have
+
+- ``COLUMNS``: of tables, the names of those that have to be there (``JSON`` true: objects will do as well);
+- ``parts(items)``: other items, where what is one request does not show item by item;
+- ``RELATIVE`` true: arrivals count from the start of each session, and nobody knows when sessions start;
+- ``PARTIAL_BLOCKS``: whether a last block that is not full has a hash, as ``table.Partial``.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from twotower_sim.errors import InputError
-from twotower_sim.readers import azure, mooncake
+from twotower_sim.readers import (
+    agentic_mooncake,
+    aibrix,
+    aiperf,
+    apex,
+    applied_compute_agentic,
+    azure,
+    bailian,
+    bench,
+    burstgpt,
+    columns,
+    copilot,
+    dynamo,
+    llmservingsim,
+    mooncake,
+    mooncake_delta,
+    otlp,
+    splitwise,
+    tracelab,
+    vidur,
+    weka,
+)
 from twotower_sim.readers.items import Items, items
-from twotower_sim.readers.rows import Row
+from twotower_sim.readers.rows import Found, Row, in_order, shown
 from twotower_sim.readers.table import Partial, Table
 from twotower_sim.requests import Requests
 
-FORMATS: dict[str, ModuleType] = {"mooncake": mooncake, "azure": azure}
+
+class Family(Protocol):
+    @property
+    def sniff(self) -> Callable[[Any], bool]: ...
+    @property
+    def reader(self) -> Callable[[Any], Callable[[Any], Found]]: ...
+
+
+FORMATS: dict[str, Family] = {
+    "mooncake": mooncake,
+    "mooncake_delta": mooncake_delta,
+    "agentic_mooncake": agentic_mooncake,
+    "azure": azure,
+    "burstgpt": burstgpt,
+    "bailian": bailian,
+    "vidur": vidur,
+    "weka": weka,
+    "aiperf": aiperf,
+    "otlp": otlp,
+    "bench": bench,
+    "columns": columns,
+    "dynamo": dynamo,
+    "applied_compute_agentic": applied_compute_agentic,
+    "llmservingsim": llmservingsim,
+    "splitwise": splitwise,
+    "aibrix": aibrix,
+    "apex": apex,
+    "copilot": copilot,
+    "tracelab": tracelab,
+}
 MALFORMED = "malformed"
 OnError = Literal["fail", "skip"]
+Format = str | columns.Columns
+"""A name of FORMATS, "auto" to go by the content, or which columns to read."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +93,9 @@ class Trace:
     late: int = 0
 
 
-def read_trace(path: Path, format: str = "auto", on_error: OnError = "fail") -> Trace:
-    """``format`` is a name of FORMATS, or "auto" to go by the content. Plain, gzip, Zstandard, or Parquet. Raises
-    InputError that names file, line and field; with ``on_error`` "skip", malformed rows are counted instead."""
+def read_trace(path: Path, format: Format = "auto", on_error: OnError = "fail") -> Trace:
+    """Plain, gzip, Zstandard, or Parquet. Raises InputError that names file, line and field; with ``on_error`` "skip",
+    malformed rows are counted instead."""
     rows = Rows(path, format, on_error)
     table = Table()
     for place, row in rows:
@@ -43,48 +103,50 @@ def read_trace(path: Path, format: str = "auto", on_error: OnError = "fail") -> 
             table.add(row, place)
         except InputError as error:
             rows.bad(place, str(error))
-    relative: bool = getattr(rows.family, "RELATIVE", False)
     partial: Partial = getattr(rows.family, "PARTIAL_BLOCKS", "hashed")
     try:
-        requests = table.requests(relative, partial, rows.bad)
+        requests = table.requests(rows.relative, partial, rows.bad)
     except InputError as error:
         raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from None
     if not len(requests):
         raise InputError(f"{path}: holds no requests{rows.why_not}")
-    return Trace(requests, rows.format, relative, dict(rows.skipped), rows.first_bad, table.late)
+    return Trace(requests, rows.format, rows.relative, dict(rows.skipped), rows.first_bad, table.late)
 
 
 class Rows:
     """The rows of a file with their places, one by one; what is skipped is counted."""
 
-    def __init__(self, path: Path, format: str, on_error: OnError) -> None:
-        self._items = items(path)
-        self.format = _sniff(self._items) if format == "auto" else format
-        self.family, self._skip = FORMATS[self.format], on_error == "skip"
+    def __init__(self, path: Path, format: Format, on_error: OnError) -> None:
+        self._items, self._skip = items(path), on_error == "skip"
+        self.format = _sniff(self._items) if format == "auto" else format if isinstance(format, str) else "columns"
+        self.family: Family = FORMATS[self.format] if isinstance(format, str) else format
         self._check_kind()
+        self.relative: bool = getattr(self.family, "RELATIVE", False)
         self.skipped: Counter[str] = Counter()
         self.first_bad: str | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
-        head = self._items
+        of, bad = self._items, self.bad
         try:
-            read: Callable[[Any], Row | list[Row | str]] = self.family.reader(head.head)
+            read = self.family.reader(of.head)
         except InputError as error:
-            raise InputError(f"{head.where(head.start)}: {error}") from None
-        for place, value in head.rest:
-            if isinstance(value, InputError):
-                self.bad(place, str(value))
+            raise InputError(f"{of.where(of.start)}: {error}") from None
+        for place, item in self.family.parts(of.rest) if hasattr(self.family, "parts") else of.rest:
+            if isinstance(item, InputError):
+                bad(place, str(item))
                 continue
             try:
-                found = read(value)
+                found = read(item)
+                if isinstance(found, Row):
+                    yield place, found if found.finish_ns is None and found.first_ns is None else in_order(found)
+                    continue
             except InputError as error:
-                self.bad(place, str(error))
+                bad(place, str(error))
                 continue
-            if isinstance(found, Row):
-                yield place, found
-                continue
-            for row in found:
-                if isinstance(row, str):
+            for row in [found] if isinstance(found, str) else found:
+                if isinstance(row, InputError):
+                    bad(place, str(row))
+                elif isinstance(row, str):
                     self.skipped[row] += 1
                 else:
                     yield place, row
@@ -107,15 +169,21 @@ class Rows:
         """A format that was asked for, against what the file is."""
         of, needed = self._items, getattr(self.family, "COLUMNS", None)
         where = of.where(of.start)
-        if isinstance(of.head, dict):
-            if needed:
-                raise InputError(
-                    f"{where}: found JSON; format {self.format} is a table with the columns {', '.join(needed)}"
-                )
-        elif needed is None:
-            raise InputError(f"{where}: not a JSON object: {', '.join(of.head)!r:.60}")
-        elif missing := [name for name in needed if name not in of.head]:
-            raise InputError(f"{where}: column {missing[0]} is missing; found {', '.join(of.head):.99}")
+        if isinstance(of.head, list):
+            if needed is None:
+                raise InputError(f"{where}: not a JSON object: {shown(', '.join(of.head))}")
+            self.need(needed)
+        elif needed and not getattr(self.family, "JSON", False):
+            found = f"found JSON; format {self.format} is a table with the columns"
+            raise InputError(f"{where}: {found} {', '.join(needed)}")
+
+    def need(self, names: Iterable[str]) -> None:
+        """Columns of a table."""
+        of = self._items
+        if isinstance(of.head, list):
+            for name in names:
+                if name not in of.head:
+                    raise InputError(f"{of.where(of.start)}: column {name} is missing; found {', '.join(of.head):.99}")
 
 
 def _sniff(of: Items) -> str:

@@ -1,5 +1,5 @@
-"""Azure LLM inference traces (Azure/AzurePublicDataset, 2023 and 2024): CSV with the columns TIMESTAMP
-("YYYY-MM-DD HH:MM:SS.fffffff", the zone, if any, UTC), ContextTokens and GeneratedTokens."""
+"""Azure LLM inference traces (Azure/AzurePublicDataset, 2023 and 2024; of 2025 with NumImages): CSV with the columns
+TIMESTAMP ("YYYY-MM-DD HH:MM:SS.fffffff", the zone, if any, UTC), ContextTokens and GeneratedTokens."""
 
 import re
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from twotower_sim.errors import InputError
 from twotower_sim.readers.items import Head
-from twotower_sim.readers.rows import Row, token_text
+from twotower_sim.readers.rows import Row, shown, token_text
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _STAMP = re.compile(r"((?:19|20|21)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:\+00:00)?", re.ASCII)
@@ -46,4 +46,4 @@ class _Times:
 
 
 def _wrong(text: str) -> InputError:
-    return InputError(f"{COLUMNS[0]}: found {text!r:.60}; expected YYYY-MM-DD HH:MM:SS.fffffff")
+    return InputError(f"{COLUMNS[0]}: found {shown(text)}; expected YYYY-MM-DD HH:MM:SS.fffffff")

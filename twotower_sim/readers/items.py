@@ -10,19 +10,23 @@ from typing import Any, NamedTuple
 import orjson
 
 from twotower_sim.errors import InputError
+from twotower_sim.readers.rows import shown
 from twotower_sim.text_file import lines
 
 Head = dict[str, Any] | list[str]
 """The first object of a JSON file, or the names of the columns of a table."""
+PARQUET_ROWS = 8192
+"""That are read at once."""
 DOCUMENT_BYTES = 1 << 30
 """Of JSON that is not a line an object and has to be read whole."""
 
 
 class Item(NamedTuple):
-    """``place``: the number of its line, entry or row; ``value``: an object, the cells of a row, or why it is none."""
+    """``place``: the number of its line, entry or row; ``value``: an object, the cells of a row, or why it is none
+    (InputError); a family's ``parts`` may have others."""
 
     place: int
-    value: dict[str, Any] | list[str] | InputError
+    value: Any
 
 
 class Items(NamedTuple):
@@ -40,7 +44,7 @@ class Items(NamedTuple):
 
 def items(path: Path) -> Items:
     """Raises InputError where a file cannot be read, is empty, or is neither JSON nor a table."""
-    if path.suffix == ".parquet":
+    if path.suffix == ".parquet" or _is_parquet(path):
         return _parquet(path)
     numbered = enumerate(lines(path), 1)
     first = next(((number, line) for number, line in numbered if not line.isspace()), None)
@@ -74,7 +78,7 @@ def _object(line: str) -> dict[str, Any] | InputError:
         item = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return InputError(f"not a JSON object: {error}")
-    return item if isinstance(item, dict) else InputError(f"not a JSON object: {item!r:.60}")
+    return item if isinstance(item, dict) else InputError(f"not a JSON object: {shown(item)}")
 
 
 def _bounded(numbered: Iterable[tuple[int, str]], path: Path) -> Iterator[tuple[int, str]]:
@@ -96,7 +100,7 @@ def _document(text: str, path: Path) -> Items:
     if not document or not isinstance(document[0], dict):
         raise InputError(f"{path}: found {text[:60].strip()!r}; expected a list of JSON objects")
     found = (
-        Item(index, item if isinstance(item, dict) else InputError(f"not a JSON object: {item!r:.60}"))
+        Item(index, item if isinstance(item, dict) else InputError(f"not a JSON object: {shown(item)}"))
         for index, item in enumerate(document)
     )
     return Items(path, "entry", 0, document[0], found)
@@ -130,6 +134,16 @@ def _rows(rows: Any, offset: int, width: int) -> Iterator[Item]:
             yield Item(offset + rows.line_num, InputError(f"found {len(row)} columns; expected {width}"))
 
 
+def _is_parquet(path: Path) -> bool:
+    try:
+        if not path.is_file():  # a pipe can be read only once
+            return False
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except (OSError, ValueError):  # said where lines are read
+        return False
+
+
 def _parquet(path: Path) -> Items:
     """Row by row, as a table of text would be; needs pyarrow."""
     try:
@@ -138,18 +152,22 @@ def _parquet(path: Path) -> Items:
         raise InputError(f"{path}: Parquet files need pyarrow: pip install 'twotower-sim[parquet]'") from None
     try:
         file = parquet.ParquetFile(path)
-    except (OSError, ArrowException) as error:
-        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, ArrowException) as error:
+        raise _unreadable(path, error) from None
 
     def rows() -> Iterator[Item]:
         number = 0
         try:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(PARQUET_ROWS):
                 columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in batch]
                 for row in zip(*columns, strict=True):
                     number += 1
                     yield Item(number, list(row))
-        except (OSError, ArrowException) as error:
-            raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        except (OSError, ValueError, ArrowException) as error:
+            raise _unreadable(path, error) from None
 
     return Items(path, "row", 0, list(file.schema_arrow.names), rows())
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be read: {(str(error) or type(error).__name__).splitlines()[0]:.200}")

@@ -8,30 +8,41 @@ its ``timestamp`` but not before that end. Other keys are allowed."""
 from collections.abc import Callable
 from typing import Any
 
+from twotower_sim.errors import InputError
 from twotower_sim.readers.items import Head
-from twotower_sim.readers.rows import Row, present, span_ns, tokens
+from twotower_sim.readers.rows import Row, name, optional_ns, present, tokens
+
+TEXTS = ("text_input", "messages", "payload")
+_LENGTHS = {"input_length", "output_length"}
+_TIMES = {"timestamp", "created_time", "delay", "delay_ms", "session_id"}
+_OTHERS = {"chat_id", "schema", "event", "requests", "turns"}
 
 
 def sniff(head: Head) -> bool:
-    return isinstance(head, dict) and {"input_length", "output_length"} <= head.keys() and _MARKS.isdisjoint(head)
-
-
-_MARKS = {"chat_id", "request_id", "schema"}
+    if not isinstance(head, dict) or not _OTHERS.isdisjoint(head):
+        return False
+    return head.keys() >= _LENGTHS or (not _TIMES.isdisjoint(head) and any(text in head for text in TEXTS))
 
 
 def reader(head: dict[str, Any]) -> Callable[[dict[str, Any]], Row]:
-    return _row
+    return read
 
 
-def _row(of: dict[str, Any]) -> Row:
-    session, delay, time = of.get("session_id"), of.get("delay"), of.get("timestamp")
-    if time is None and (session is None or delay is None):
+def read(of: dict[str, Any]) -> Row:
+    session = of.get("session_id")
+    if session is not None:
+        session = name(session, "session_id")
+    time_ns = optional_ns(of, "timestamp" if "timestamp" in of else "created_time", 1e6, "milliseconds")
+    delay_ns = optional_ns(of, "delay" if "delay" in of else "delay_ms", 1e6, "milliseconds")
+    if time_ns is None and (session is None or delay_ns is None):
         present(of, "timestamp")
+    if of.get("input_length") is None and (text := next((text for text in TEXTS if text in of), None)):
+        raise InputError(f"input_length is missing: the row has {text}, and to count its tokens takes a tokenizer")
     return Row(
         tokens(present(of, "input_length"), "input_length"),
         tokens(present(of, "output_length"), "output_length"),
-        None if time is None else span_ns(time, "timestamp", 1e6, "milliseconds"),
+        time_ns,
         of.get("hash_ids"),
         session,
-        None if delay is None else span_ns(delay, "delay", 1e6, "milliseconds"),
+        delay_ns,
     )

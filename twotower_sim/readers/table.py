@@ -1,15 +1,15 @@
 """Rows of a trace become columns: sorted by arrival, with what prompts share and what each request waits for."""
 
 from array import array
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from twotower_sim.errors import InputError
-from twotower_sim.readers.rows import After, Row
-from twotower_sim.readers.waits import UNKNOWN, Turns, waits
+from twotower_sim.readers.rows import FAR_NS, After, Row
+from twotower_sim.readers.waits import UNKNOWN, Told, Turns, waits
 from twotower_sim.requests import LATEST_NS, Prefixes, Requests
 
 HASH_TOKENS = (512, 16, 32, 64, 128, 256, 1024, 2048, 4096)  # of a hashed block
@@ -28,9 +28,12 @@ class Table:
         self._arrival, self._finish, self._delay = array("q"), array("q"), array("q")
         self._input, self._output, self._session = array("q"), array("q"), array("q")
         self._first, self._hashes, self._hashed = array("q", [0]), array("q"), array("b")
+        self._block_tokens: int | None = None
+        self._any_hashed = False
         self._sessions: dict[Hashable, int] = {}
         self._rows_of: dict[Hashable, int] = {}  # by request id
-        self._after: dict[int, list[After]] = {}  # by row
+        self._after: dict[int, Sequence[After]] = {}  # by row
+        self._unbound: list[int] = []  # rows
         self.late = 0  # requests that arrived before the one that stands before them
 
     def __len__(self) -> int:
@@ -40,17 +43,19 @@ class Table:
         """Raises InputError; then nothing is added."""
         if row.id is not None and row.id in self._rows_of:
             raise InputError(f"request {row.id!r:.60} was there before")
-        if row.finish_ns is not None and row.arrival_ns is not None and row.finish_ns < row.arrival_ns:
-            raise InputError(f"finishes {(row.arrival_ns - row.finish_ns) / 1e9:g} s before it arrives")
+        if row.arrival_ns is not None and row.arrival_ns >= FAR_NS:
+            raise InputError(f"arrives {row.arrival_ns / 3.156e16:.0f} years after time 0")
         if row.hash_ids is not None:
-            self._add_hashes(row.hash_ids)
+            self._add_hashes(row.hash_ids, row.block_tokens)
         self._hashed.append(row.hash_ids is not None)
         self._first.append(len(self._hashes))
         number = len(self._input)
         if row.id is not None:
             self._rows_of[row.id] = number
         if row.after is not None:
-            self._after[number] = list(row.after)
+            self._after[number] = row.after
+            if not row.bound:
+                self._unbound.append(number)
         session = UNKNOWN if row.session is None else self._sessions.setdefault(row.session, len(self._sessions))
         self.places.append(place)
         self._input.append(row.input_tokens)
@@ -63,11 +68,16 @@ class Table:
         ):
             column.append(UNKNOWN if time_ns is None else time_ns)
 
-    def _add_hashes(self, ids) -> None:
+    def _add_hashes(self, ids: Any, block_tokens: int | None) -> None:
+        if block_tokens != self._block_tokens:
+            if self._any_hashed:
+                raise InputError(f"hashed blocks have {block_tokens} tokens; they had {self._block_tokens} before")
+            self._block_tokens = block_tokens
+        self._any_hashed = True
         try:
             self._hashes.fromlist(ids)
         except (TypeError, OverflowError):
-            raise InputError("hash_ids: expected a list of whole numbers of 64 bits") from None
+            self._hashes.frombytes(_unsigned(ids))
 
     # ------------------------------------------------------------------ the whole
 
@@ -80,17 +90,15 @@ class Table:
         )
         prefixes, keep = self._prefixes(input_tokens, partial, bad)
         after = None
-        if self._sessions or self._after:
-            turns = Turns(arrival_ns, np.array(self._finish), np.array(self._delay), sessions)
-            arrival_ns, after, kept = waits(
-                turns, self._after, self._rows_of, lambda row, why: bad(self.places[row], why)
-            )
-            keep &= kept
         alone = sessions == UNKNOWN
+        grouped = relative or bool(self._after) or len(self._sessions) < len(self) - int(alone.sum())
+        if grouped:
+            turns = Turns(arrival_ns, np.array(self._finish), np.array(self._delay), sessions)
+            told = Told(self._after, self._rows_of, self._unbound)
+            arrival_ns, after, kept = waits(turns, told, lambda row, why: bad(self.places[row], why))
+            keep &= kept
         sessions[alone] = len(self._sessions) + np.arange(alone.sum())
-        requests = Requests(
-            arrival_ns, input_tokens, output_tokens, prefixes, sessions if self._sessions else None, after
-        )
+        requests = Requests(arrival_ns, input_tokens, output_tokens, prefixes, sessions if grouped else None, after)
         rows = np.flatnonzero(keep)
         self.late = 0 if relative else int((np.diff(arrival_ns[rows]) < 0).sum())
         order = np.lexsort((arrival_ns[rows], sessions[rows])) if relative else arrival_ns[rows].argsort(kind="stable")
@@ -110,15 +118,17 @@ class Table:
             return None, ~hashed
         first, hashes = np.frombuffer(self._first, np.int64), np.frombuffer(self._hashes, np.int64)
         counts = np.diff(first)
-        fits = {size: hashed & self._fits(counts, input_tokens, size, partial) for size in HASH_TOKENS}
-        size = max(HASH_TOKENS, key=lambda size: fits[size].sum())
-        others = ", ".join(str(other) for other in HASH_TOKENS if other != size)
+        sizes = (self._block_tokens,) if self._block_tokens else HASH_TOKENS
+        fits = {size: hashed & self._fits(counts, input_tokens, size, partial) for size in sizes}
+        size = max(sizes, key=lambda size: fits[size].sum())
+        others = ", ".join(str(other) for other in sizes if other != size)
+        guess = f" (or of {others} in all rows)" if others else ""
         for row in np.flatnonzero(~fits[size]).tolist():
             expected = int(input_tokens[row]) // size if partial == "unhashed" else -(-int(input_tokens[row]) // size)
             found = f"found {counts[row]} for {input_tokens[row]} tokens" if hashed[row] else "none, though others have"
             bad(
                 self.places[row],
-                f"hash_ids: {found}; expected one for each block of {size}, {expected} (or of {others} in all rows)",
+                f"hash_ids: {found}; expected one for each block of {size}, {expected}{guess}",
             )
         return Prefixes(first, hashes, size), fits[size]
 
@@ -126,3 +136,13 @@ class Table:
     def _fits(counts: np.ndarray, input_tokens: np.ndarray, size: int, partial: Partial) -> np.ndarray:
         whole, all_ = counts == input_tokens // size, counts == -(-input_tokens // size)
         return {"hashed": all_, "unhashed": whole, "either": all_ | whole}[partial]
+
+
+def _unsigned(ids: Any) -> bytes:
+    """Of 64 bits without a sign, as those that have the same bits with one."""
+    try:
+        if isinstance(ids, list):
+            return array("Q", ids).tobytes()
+    except (TypeError, OverflowError):
+        pass
+    raise InputError("hash_ids: expected a list of whole numbers of 64 bits")

@@ -10,13 +10,13 @@ A turn waits for the end of the one before it, and then:
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from twotower_sim.readers.rows import After
-from twotower_sim.requests import Dependencies
+from twotower_sim.requests import LATEST_NS, Dependencies
 
 UNKNOWN = -1
 
@@ -36,31 +36,37 @@ class _Wait(NamedTuple):
     dispatch: bool = False
 
 
-Told = Callable[[int, str], None]
+class Told(NamedTuple):
+    """What a file says outright that rows wait for."""
+
+    after: dict[int, Sequence[After]]
+    row_of: dict[Hashable, int]
+    unbound: Sequence[int]  # rows that may come before their recorded time
 
 
-def waits(
-    turns: Turns, told: dict[int, list[After]], row_of: dict[Hashable, int], bad: Told
-) -> tuple[np.ndarray, Dependencies, np.ndarray]:
+Bad = Callable[[int, str], None]
+
+
+def waits(turns: Turns, told: Told, bad: Bad) -> tuple[np.ndarray, Dependencies, np.ndarray]:
     """Arrivals as if answers took no longer than recorded, or no time; dependencies; and which rows can be kept.
-    ``told``: what a file says outright a row waits for. ``bad`` hears of rows that wait for what is not there, or in a
-    circle."""
+    ``bad`` hears of rows that wait for what is not there, in a circle, or for ever."""
     count = len(turns.arrival_ns)
     keep = np.ones(count, bool)
     waiting: list[list[_Wait]] = [[] for _ in range(count)]
     binding = turns.arrival_ns != UNKNOWN
-    for row, of in told.items():
+    binding[list(told.unbound)] = False
+    for row, of in told.after.items():
         for after in of:
-            if (on := row_of.get(after.id)) is None:
+            if (on := told.row_of.get(after.id)) is None:
                 keep[row] = False
                 bad(row, f"waits for request {after.id!r:.60}, which is not in the file")
             else:
                 waiting[row].append(_Wait(on, after.delay_ns, after.dispatch))
     for rows in _sessions(turns):
-        _in_turn([row for row in rows if row not in told], turns, waiting, binding)
+        _in_turn([row for row in rows if row not in told.after], turns, waiting, binding)
     arrival_ns, settled = _settled(turns.arrival_ns, waiting)
     for row in np.flatnonzero(keep & ~settled).tolist():
-        bad(row, "waits, through others, for itself")
+        bad(row, "waits, through others, for itself or for more than 146 years")
     first = np.concatenate(([0], np.cumsum([len(of) for of in waiting])))
     flat = np.array([wait for of in waiting for wait in of], np.int64).reshape(-1, 3)
     return (
@@ -103,7 +109,7 @@ def _in_turn(rows: list[int], turns: Turns, waiting: list[list[_Wait]], binding:
 
 
 def _settled(arrival_ns: np.ndarray, waiting: list[list[_Wait]]) -> tuple[np.ndarray, np.ndarray]:
-    """No arrival is before that of what it waits for (Kahn's order); and which rows have one at all."""
+    """No arrival is before that of what it waits for (Kahn's order); and which rows have one in time."""
     times = np.maximum(arrival_ns, 0).tolist()
     left = [len(of) for of in waiting]
     followers: list[list[tuple[int, int]]] = [[] for _ in waiting]
@@ -115,10 +121,12 @@ def _settled(arrival_ns: np.ndarray, waiting: list[list[_Wait]]) -> tuple[np.nda
     unknown = (arrival_ns == UNKNOWN).tolist()
     while ready:
         row = ready.popleft()
+        if times[row] > LATEST_NS:
+            continue
         settled[row] = True
         for follower, delay_ns in followers[row]:
             times[follower] = max(times[follower], times[row] + (delay_ns if unknown[follower] else 0))
             left[follower] -= 1
             if not left[follower]:
                 ready.append(follower)
-    return np.array(times, np.int64), settled
+    return np.array([min(time, LATEST_NS) for time in times], np.int64), settled
