@@ -318,6 +318,13 @@ def test_what_is_set_without_effect_is_named(sections, named):
 # ---------------------------------------------------------------------- every option does something
 
 TRACE = {"kind": "trace", "path": str(ROOT / "traces" / "examples" / "mooncake.jsonl")}
+COLUMNS = {
+    "arrival": "arrival_s",
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "session": "session",
+}
+TABLE = {"kind": "trace", "path": str(ROOT / "traces" / "examples" / "columns.csv"), "columns": COLUMNS}
 BUSY = synthetic(requests=60, rate_rps=50)
 GAMMA = BUSY | {"arrivals": {"kind": "gamma", "rate_rps": 50, "cv": 2}}
 EVEN = BUSY | {"arrivals": {"kind": "constant", "rate_rps": 50}}
@@ -372,6 +379,12 @@ OPTIONS: dict[str, tuple[dict, Any]] = {
     "model": ({"deployment": {"tensor_parallel": 8}}, "../nemotron.json"),
     "workload.TraceWorkload.path": ({"workload": TRACE}, str(ROOT / "traces" / "examples" / "azure.csv")),
     "workload.TraceWorkload.format": ({"workload": TRACE}, "azure"),
+    "workload.TraceWorkload.columns.arrival": ({"workload": TABLE}, "id"),
+    "workload.TraceWorkload.columns.input_tokens": ({"workload": TABLE}, "output_tokens"),
+    "workload.TraceWorkload.columns.output_tokens": ({"workload": TABLE}, "input_tokens"),
+    "workload.TraceWorkload.columns.session": ({"workload": TABLE}, "input_tokens"),
+    "workload.TraceWorkload.columns.finish": ({"workload": TABLE}, "finish_s"),
+    "workload.TraceWorkload.time_unit": ({"workload": TABLE}, "ms"),
     "workload.TraceWorkload.limit": ({"workload": TRACE}, 2),
     "workload.TraceWorkload.window_s": ({"workload": TRACE}, [1, 9]),
     "workload.TraceWorkload.rate_scale": ({"workload": TRACE}, 2.0),

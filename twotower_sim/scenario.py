@@ -163,13 +163,51 @@ def _check_shares(name: str, shares: Iterable[float]) -> None:
         raise ValueError(f"{name}: the shares add up to {total:g}; expected 1")
 
 
+TraceFormat = Literal[
+    "auto",
+    "mooncake",
+    "mooncake_delta",
+    "agentic_mooncake",
+    "azure",
+    "burstgpt",
+    "bailian",
+    "vidur",
+    "weka",
+    "aiperf",
+    "otlp",
+    "bench",
+    "columns",
+    "dynamo",
+    "applied_compute_agentic",
+    "llmservingsim",
+    "splitwise",
+    "aibrix",
+    "apex",
+    "copilot",
+    "tracelab",
+]
+
+
+class TraceColumns(Section):
+    """Names of columns of a table, or keys of JSON objects."""
+
+    arrival: str
+    input_tokens: str
+    output_tokens: str
+    session: str | None = None
+    finish: str | None = None  # then a turn comes as long after the end of the one before as it did
+
+
 class TraceWorkload(Load):
     """``sessions``: a turn of a ``closed`` one comes when what it waits for has finished; ``open``, at its recorded
-    time. ``session_starts``: for traces that do not say when sessions start. ``on_error``: what malformed rows do."""
+    time. ``session_starts``: for traces that do not say when sessions start. ``on_error``: what malformed rows do.
+    ``columns``, in which times are in ``time_unit``: for tables and JSON lines that are in no known format."""
 
     kind: Literal["trace"]
     path: str
-    format: Literal["auto", "mooncake", "azure"] = "auto"
+    format: TraceFormat = "auto"
+    columns: TraceColumns | None = None
+    time_unit: Literal["s", "ms", "us", "ns", "iso"] = "s"
     on_error: Literal["fail", "skip"] = "fail"
     sessions: Literal["closed", "open"] = "closed"
     session_starts: Arrivals | None = None
@@ -182,6 +220,14 @@ class TraceWorkload(Load):
     def _window_is_not_empty(self) -> "TraceWorkload":
         if self.window_s and self.window_s[0] >= self.window_s[1]:
             raise ValueError(f"window_s is {list(self.window_s)}; expected [from, to) with from < to")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_asked_for(self) -> "TraceWorkload":
+        if self.columns and self.format not in ("auto", "columns"):
+            raise ValueError(f"format: found {self.format!r}; with columns it is 'columns', or left out")
+        if self.time_unit != "s" and not self.columns:
+            raise ValueError("time_unit: goes with columns; the other formats have units of their own")
         return self
 
 

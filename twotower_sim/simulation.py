@@ -27,6 +27,7 @@ from twotower_sim.model import Tower, load_tower
 from twotower_sim.plan import Bursts
 from twotower_sim.policy import POLICIES
 from twotower_sim.profile import Profile
+from twotower_sim.readers.columns import Columns
 from twotower_sim.records import Records
 from twotower_sim.replica import Limits, Round
 from twotower_sim.requests import Requests
@@ -425,7 +426,9 @@ def _workload(
 ) -> tuple[Requests, list[str]]:
     seed = scenario.seed
     if isinstance(load, ask.TraceWorkload):
-        options = load.model_dump(exclude={"kind", "path", "classes", "session_starts"})
+        options = load.model_dump(exclude={"kind", "path", "classes", "session_starts", "columns", "time_unit"})
+        if load.columns:
+            options["format"] = Columns(**load.columns.model_dump(), time_unit=load.time_unit)
         starts = partial(arrivals, seed=seed, **load.session_starts.model_dump()) if load.session_starts else None
         block_tokens = scenario.memory.kv_block_tokens
         trace = workload.trace(base / load.path, **options, starts=starts, block_tokens=block_tokens, seed=seed)

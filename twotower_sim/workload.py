@@ -12,7 +12,7 @@ from twotower_sim import readers
 from twotower_sim.arrivals import nanoseconds
 from twotower_sim.draws import generator, uniform
 from twotower_sim.errors import InputError
-from twotower_sim.readers import OnError, read_trace
+from twotower_sim.readers import Format, OnError, read_trace
 from twotower_sim.requests import MOST_TOKENS, Requests
 from twotower_sim.sessions import grown_prefixes, started, stretched
 
@@ -31,7 +31,7 @@ class Trace:
 def trace(
     path: Path,
     *,
-    format: str = "auto",
+    format: Format = "auto",
     on_error: OnError = "fail",
     limit: int | None = None,
     window_s: tuple[float, float] | None = None,
