@@ -105,7 +105,7 @@ def read_trace(path: Path, format: Format = "auto", on_error: OnError = "fail") 
             rows.bad(place, str(error))
     partial: Partial = getattr(rows.family, "PARTIAL_BLOCKS", "hashed")
     try:
-        requests = table.requests(rows.relative, partial, rows.bad)
+        requests = table.requests(rows.relative, partial, not rows.skipped, rows.bad)
     except InputError as error:
         raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from None
     if not len(requests):

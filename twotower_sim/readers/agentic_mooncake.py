@@ -41,7 +41,9 @@ def reader(head: dict[str, Any]) -> Callable[[dict[str, Any]], Found]:
     local, hashes = head.get("hash_id_scope") == "local", LocalHashes()
 
     def read(of: dict[str, Any]) -> Found:
-        if "schema" in of and of == head:
+        if of.get("schema") == SCHEMA:
+            if of.get("block_size") != size:
+                raise InputError(f"block_size: found {shown(of.get('block_size'))}; the file began with {size}")
             return []
         play, ids = name(present(of, "play_id"), "play_id"), of.get("hash_ids")
         if ids is not None:

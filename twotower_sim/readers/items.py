@@ -130,7 +130,7 @@ def _rows(rows: Any, offset: int, width: int) -> Iterator[Item]:
             continue
         if len(row) == width:
             yield Item(offset + rows.line_num, row)
-        elif row:
+        elif len(row) > 1 or (row and not row[0].isspace()):
             yield Item(offset + rows.line_num, InputError(f"found {len(row)} columns; expected {width}"))
 
 

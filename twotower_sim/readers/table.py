@@ -81,10 +81,10 @@ class Table:
 
     # ------------------------------------------------------------------ the whole
 
-    def requests(self, relative: bool, partial: Partial, bad: Bad) -> Requests:
+    def requests(self, relative: bool, partial: Partial, complete: bool, bad: Bad) -> Requests:
         """In order of arrival (ties keep the file's order), the first at time 0; of ``relative`` times, which count
         from the start of each session, session by session instead. Rows with which something is wrong are told to
-        ``bad`` and left out."""
+        ``bad`` and left out. Unless all of the file's are here (``complete``), nobody waits for one that is not."""
         arrival_ns, input_tokens, output_tokens, sessions = (
             np.frombuffer(column, np.int64) for column in (self._arrival, self._input, self._output, self._session)
         )
@@ -94,7 +94,7 @@ class Table:
         grouped = relative or bool(self._after) or len(self._sessions) < len(self) - int(alone.sum())
         if grouped:
             turns = Turns(arrival_ns, np.array(self._finish), np.array(self._delay), sessions)
-            told = Told(self._after, self._rows_of, self._unbound)
+            told = Told(self._after, self._rows_of, self._unbound, complete)
             arrival_ns, after, kept = waits(turns, told, lambda row, why: bad(self.places[row], why))
             keep &= kept
         sessions[alone] = len(self._sessions) + np.arange(alone.sum())

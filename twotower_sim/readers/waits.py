@@ -42,6 +42,7 @@ class Told(NamedTuple):
     after: dict[int, Sequence[After]]
     row_of: dict[Hashable, int]
     unbound: Sequence[int]  # rows that may come before their recorded time
+    complete: bool  # no row was left out: what is waited for is there
 
 
 Bad = Callable[[int, str], None]
@@ -57,11 +58,11 @@ def waits(turns: Turns, told: Told, bad: Bad) -> tuple[np.ndarray, Dependencies,
     binding[list(told.unbound)] = False
     for row, of in told.after.items():
         for after in of:
-            if (on := told.row_of.get(after.id)) is None:
+            if (on := told.row_of.get(after.id)) is not None:
+                waiting[row].append(_Wait(on, after.delay_ns, after.dispatch))
+            elif told.complete:
                 keep[row] = False
                 bad(row, f"waits for request {after.id!r:.60}, which is not in the file")
-            else:
-                waiting[row].append(_Wait(on, after.delay_ns, after.dispatch))
     for rows in _sessions(turns):
         _in_turn([row for row in rows if row not in told.after], turns, waiting, binding)
     arrival_ns, settled = _settled(turns.arrival_ns, waiting)
