@@ -4,6 +4,7 @@ import errno
 import gzip
 import hashlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -21,13 +22,17 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from test_cli import call
 
 from twotower_sim import public_traces, trace_fetch
+from twotower_sim.cli import main
 from twotower_sim.errors import InputError
-from twotower_sim.readers import read_trace
+from twotower_sim.readers import FORMATS, Trace, read_trace
 from twotower_sim.requests import Dependencies, Prefixes, Requests
 from twotower_sim.trace_fetch import fetch_traces
+from twotower_sim.trace_report import describe_trace
+from twotower_sim.trace_stats import describe
 from twotower_sim.trace_write import ending, write_trace
 
 EXAMPLES = ROOT / "traces" / "examples"
@@ -86,6 +91,21 @@ def fetch(host, tmp_path, monkeypatch):
     return run
 
 
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Runs a command that exits with 2, and gives what it says."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["twotower-sim", "trace", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        said = capsys.readouterr()
+        assert (exit_.value.code, said.out) == (2, "")
+        return said.err
+
+    return run
+
+
 def names_of(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
@@ -96,7 +116,11 @@ def test_list():
     for name, trace in public_traces.public_traces().items():
         (row,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == [name])
         assert {f"{trace.of.requests:,}", trace.source.licence, trace.source.repository} <= set(row)
-    assert "mooncake  Mooncake JSONL (kvcache-ai/Mooncake, FAST'25)" in done.stdout
+    for name, what in (
+        ("mooncake", "Mooncake JSONL (kvcache-ai/Mooncake, FAST'25)"),
+        ("vidur", "Vidur's processed traces"),
+    ):
+        assert re.search(rf"^ {name} +{re.escape(what)}", done.stdout, re.MULTILINE)
 
 
 def test_the_registry_is_what_scenarios_and_the_readme_say():
@@ -216,11 +240,10 @@ def test_a_full_disk(fetch, monkeypatch):
     assert not fetch.folder.exists()
 
 
-def test_folders_that_cannot_be_written_and_names_that_are_none(fetch, tmp_path):
-    for folder in ("/proc/nowhere", "README.md"):
-        done = call("trace", "fetch", "mooncake-synthetic", "--to", folder, "--from", "http://127.0.0.1:1")
-        assert (done.returncode, done.stdout) == (2, "")
-        assert "cannot be written" in done.stderr
+def test_folders_that_cannot_be_written_and_names_that_are_none(refused, tmp_path):
+    for folder in ("/proc/nowhere", ROOT / "README.md"):
+        said = refused("fetch", "mooncake-synthetic", "--to", folder, "--from", "http://127.0.0.1:1")
+        assert "cannot be written" in said
     for arguments, said in (
         (
             ["mooncake-conv"],
@@ -229,9 +252,7 @@ def test_folders_that_cannot_be_written_and_names_that_are_none(fetch, tmp_path)
         ([], "expected names, or --all for azure-conversation-2023, "),
         (["mooncake-synthetic", "--all"], "expected names, or --all"),
     ):
-        done = call("trace", "fetch", *arguments, "--to", str(tmp_path))
-        assert (done.returncode, done.stdout) == (2, "")
-        assert said in done.stderr
+        assert said in refused("fetch", *arguments, "--to", tmp_path)
 
 
 def test_ctrl_c_leaves_no_half_file(host, tmp_path):
@@ -374,7 +395,7 @@ def test_what_mooncake_cannot_hold_is_said(tmp_path, requests, said):
     assert found.input_tokens.tolist() == requests.input_tokens.tolist()
 
 
-def test_a_part_is_converted_and_what_is_lost_is_said(tmp_path):
+def test_a_part_is_converted_and_what_is_lost_is_said(refused, tmp_path):
     source = tmp_path / "in.jsonl"
     rows = [
         {"timestamp": 1000 * at, "input_length": 600, "output_length": 1 + at, "hash_ids": [1, 2 + at]}
@@ -415,10 +436,7 @@ def test_a_part_is_converted_and_what_is_lost_is_said(tmp_path):
         ([str(source), "/proc/nowhere.csv"], "/proc/nowhere.csv: cannot be written"),
         (["nothing.csv", str(out)], "nothing.csv: cannot be read: No such file"),
     ):  # fmt: skip
-        done = call("trace", "convert", *changes)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+        assert said in refused("convert", *changes)
     assert out.read_bytes() == before
     assert names_of(out.parent) == ["out.csv"]
 
@@ -427,3 +445,153 @@ def test_parquet_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"Parquet files need pyarrow: pip install 'twotower-sim\[parquet\]'"):
         ending(Path("a.parquet"))
+
+
+# ---------------------------------------------------------------------- describe
+
+
+def stats(arrival_s, input_tokens=None, output_tokens=None, **more):
+    """Of requests at these times; lengths differ."""
+    lengths = np.arange(len(arrival_s)) % 97 + 10
+    columns = [lengths if given is None else np.array(given) for given in (input_tokens, output_tokens)]
+    trace = {key: more.pop(key) for key in ("relative", "late") if key in more}
+    arrival_ns = np.rint(np.array(arrival_s, float) * 1e9).astype(np.int64)
+    return describe(Trace(Requests(arrival_ns, *columns, **more), "made", **trace))
+
+
+def poisson(count=20_000, rate=5.0):
+    return np.cumsum(np.random.default_rng(0).exponential(1 / rate, count))
+
+
+def test_figures_of_a_poisson_process():
+    at = poisson(100_000)
+    of = stats(at - at[0]).arrivals
+    assert of.rate_rps == pytest.approx(5, rel=0.03)
+    assert of.gap_cv == pytest.approx(1, rel=0.03)
+    assert of.dispersion == {window: pytest.approx(1, rel=0.15) for window in (1, 10, 60)}
+    assert of.bin_s is None
+    assert of.peak[1] == max(((at - at[0]) // 60 == minute).sum() for minute in range(400))
+
+
+def test_bursts_show():
+    """Three requests at a time in minute 0, then one a minute later."""
+    at = [0, 0.001, 0.002, 20, 20.001, 20.002, 80]
+    of = stats(at).arrivals
+    assert of.peak == (0, 6)
+    gaps = np.diff(at)
+    assert of.gap_cv == pytest.approx(gaps.std() / gaps.mean())
+    assert of.longest_gap == (pytest.approx(20.002), pytest.approx(59.998))
+    assert list(of.dispersion) == [1]  # there are not ten windows of 10 s
+
+
+def test_lengths_and_their_correlation_are_numpys_and_scipys():
+    rng = np.random.default_rng(1)
+    input_tokens = rng.integers(1, 30, 500)
+    output_tokens = input_tokens + rng.integers(1, 60, 500)
+    found = stats(np.arange(500), input_tokens, output_tokens)
+    assert found.input_tokens.quantiles == tuple(np.percentile(input_tokens, [1, 10, 50, 90, 99, 100]))
+    assert found.output_tokens.mean == output_tokens.mean()
+    assert found.rank_correlation == pytest.approx(spearmanr(input_tokens, output_tokens).statistic)
+    assert stats(np.arange(5), [7] * 5).rank_correlation is None
+
+
+def test_reuse_is_counted_in_tokens():
+    """Blocks of 16: of 40 tokens the first two and the last eight; the third request has the first block only."""
+    prefixes = Prefixes(np.array([0, 3, 6, 8, 8]), np.array([1, 2, 3, 1, 2, 3, 1, 9]), 16)
+    found = stats(range(4), [40, 40, 30, 8], prefixes=prefixes).reuse
+    assert found.hit_ratio == pytest.approx((40 + 16) / 118)
+    assert (found.block_tokens, found.shared_tokens, found.shared_by) == (16, 16, 3)
+    equal = Prefixes(np.array([0, 3, 6]), np.array([1, 2, 3, 1, 2, 4]), 16)
+    assert stats(range(2), [48, 48], prefixes=equal).reuse.shared_tokens == 32
+
+
+def test_sessions_are_counted_with_what_waits():
+    requests = waiting(
+        [], [(0, 10**9, 0)], [(1, 3 * 10**9, 0)], [], [(3, 0, 1), (2, 10**9, 0)], sessions=[0, 0, 0, 1, 1]
+    )
+    found = describe(Trace(requests, "made")).sessions
+    assert (found.count, found.waiting, found.joins) == (2, 3, 1)
+    assert found.turns.quantiles[-1] == 3
+    assert found.think_s.quantiles[-1] == 3
+    assert found.think_s.mean == pytest.approx(5 / 3)
+
+
+@pytest.mark.parametrize(
+    ("arrival_s", "more", "said"),
+    [
+        (np.repeat(np.arange(0, 300, 3.0), 4), {}, "time stamps are bunched: 75.0% are those of another request, in steps of 3 s"),
+        (np.arange(50), {"late": 3}, "out of order: 3 requests arrived before the one that stands before them"),
+        ([*range(50), 300], {}, "nothing for more than 10 mean gaps: 1 times, the longest 251 s, after 49 s"),
+        (np.arange(50) / 1000, {}, "spans 0.049 s: are time stamps in another unit?"),
+        (np.arange(50) * 1e7, {}, "spans 5,671 days: are time stamps in another unit?"),
+        (poisson(30_000, 20_000.0), {}, "requests/s: are time stamps in another unit?"),
+        ([0] * 5, {}, "identical rows: 4 requests (80.0%) have time and lengths of another"),
+        (np.arange(50), {"input_tokens": [7] * 50}, "every input has 7 tokens"),
+        (np.arange(50), {"output_tokens": [*range(1, 31), *[400] * 20]}, "a cap: 20 outputs (40.0%) have 400 tokens, and none has more"),
+        (np.arange(50), {"output_tokens": [1] * 20 + [*range(2, 32)]}, "outputs of one token: 20 (40.0%)"),
+    ],
+)  # fmt: skip
+def test_what_looks_odd_is_said(arrival_s, more, said):
+    if said.startswith("identical"):
+        more = {"input_tokens": [3] * 5, "output_tokens": [4] * 5}
+    assert any(said in oddity for oddity in stats(arrival_s, **more).oddities)
+
+
+def test_nothing_odd_is_said_of_a_plain_trace():
+    at = np.cumsum(np.random.default_rng(0).uniform(0.1, 1.0, 500))
+    assert stats(at - at[0]).oddities == []
+
+
+def test_describe_prints_and_draws(tmp_path):
+    file = tmp_path / "chat.jsonl"
+    rows = [{"timestamp": 0, "input_length": 600, "output_length": 7, "session_id": "a", "hash_ids": [1, 2]},
+            {"timestamp": 90_000, "input_length": 700, "output_length": 9, "session_id": "a", "delay": 2000, "hash_ids": [1, 3]}]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{}\n")
+    out = tmp_path / "picture.html"
+    done = call("trace", "describe", str(file), "--on-error", "skip", "--plot", str(out))
+    assert done.returncode == 0, done.stderr
+    for said in (
+        "chat.jsonl: 2 requests, format mooncake",
+        "Skipped     1 malformed; the first at",
+        "Span        90 s, 0.02222 requests/s on average; at most 1 in a minute",
+        "blocks of 512 tokens; an unbounded cache would hold 39.4% of input tokens; 2 requests begin with the same 512",
+        "Sessions    1 of 2 (p90 2, max 2) turns; 1 requests wait for others",
+        "Think time  2 (p90 2, max 2) s",
+    ):
+        assert said in done.stdout
+    (row,) = (line.split() for line in done.stdout.splitlines() if line.strip().startswith("Input"))
+    assert row == ["Input", "650", "601", "610", "650", "690", "699", "700"]
+    picture = out.read_text()
+    for panel in ("Arrivals", "Lengths", "Gaps between arrivals", "Prefixes seen before"):
+        assert panel in picture
+    assert "<script src=" not in picture
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+def test_every_example_is_described_and_drawn(example, tmp_path, capsys):
+    format = example.name.split(".")[0]
+    describe_trace(example, format if format in FORMATS else "auto", "fail", tmp_path / "picture.svg")
+    assert "requests, format " in capsys.readouterr().out
+    assert names_of(tmp_path) == ["picture.svg"]
+
+
+def test_png(tmp_path):
+    describe_trace(EXAMPLES / "azure.csv", "auto", "fail", tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_describe_refuses(refused):
+    for arguments, said in (
+        ([str(EXAMPLES / "azure.csv"), "--plot", "picture.pdf"], "found suffix '.pdf'; allowed: .html, .png, .svg"),
+        ([str(EXAMPLES / "azure.csv"), "--plot", "/proc/picture.svg"], "/proc/picture.svg: cannot be written"),
+        ([str(EXAMPLES / "azure.csv"), "--format", "mooncake"], "azure.csv"),
+    ):
+        assert said in refused("describe", *arguments)
+
+
+def test_describe_the_real_traces(data):
+    found = describe(read_trace(data / "traces" / "mooncake_conversation_trace.jsonl.gz"))
+    assert found.reuse.hit_ratio == pytest.approx(0.374, abs=0.001)
+    assert (found.reuse.shared_tokens, found.reuse.shared_by) == (512, 12031)
+    assert any("a cap: 30 outputs" in oddity for oddity in found.oddities)
+    assert any("time stamps are bunched: 90.2%" in oddity for oddity in found.oddities)

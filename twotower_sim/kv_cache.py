@@ -381,7 +381,15 @@ def total(caches: Iterable[PrefixCache]) -> dict[str, int | float]:
 def infinite_hits(requests: Requests) -> tuple[int, int]:
     """Hash blocks that a cache without bounds would hit if requests came one by one, and all of them."""
     assert requests.prefixes is not None
-    hashes, first = requests.prefixes.hashes, requests.prefixes.first
+    return int(seen_before(requests.prefixes).sum()), len(requests.prefixes.hashes)
+
+
+def seen_before(prefixes: Prefixes) -> np.ndarray:
+    """Which hashes (m,) an earlier request has at the same place."""
+    hashes, first = prefixes.hashes, prefixes.first
     position = np.arange(len(hashes)) - np.repeat(first[:-1], np.diff(first))
-    _, earliest = np.unique(np.stack((hashes, position)), axis=1, return_index=True)
-    return len(hashes) - len(earliest), len(hashes)
+    order = np.lexsort((position, hashes))  # equal ones stay in order
+    same = (hashes[order[1:]] == hashes[order[:-1]]) & (position[order[1:]] == position[order[:-1]])
+    again = np.zeros(len(hashes), bool)
+    again[order[1:]] = same
+    return again

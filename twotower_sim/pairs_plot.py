@@ -20,10 +20,10 @@ def check_plot(path: Path) -> None:
     """Raises InputError without altair or for a suffix that is none of SUFFIXES."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"--plot {path}: found suffix {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
-    _altair()
+    load_altair()
 
 
-def _altair() -> Any:
+def load_altair() -> Any:
     try:
         import altair
         import vl_convert  # noqa: F401
@@ -35,9 +35,14 @@ def _altair() -> Any:
 def plot_pairs(panels: Sequence[Panel], path: Path, suffix: str = "") -> None:
     """Draw panels on logarithmic axes to ``path``; ``suffix`` says the format where the path's own does not. Pairs that
     are not both above 0 have no place on such axes; a panel's subtitle counts them. Raises InputError."""
-    altair, suffix = _altair(), suffix or path.suffix
+    altair = load_altair()
     charts = [_panel(altair, *panel) for panel in panels]
-    chart = altair.concat(*charts, columns=COLUMNS)
+    save(altair.concat(*charts, columns=COLUMNS), path, suffix)
+
+
+def save(chart: Any, path: Path, suffix: str = "") -> None:
+    """Write a chart in the format of ``suffix``, or else of the path's own. Raises InputError."""
+    suffix = suffix or path.suffix
     try:
         chart.save(str(path), format=suffix[1:], **({"inline": True} if suffix == ".html" else {"scale_factor": 2}))
     except OSError as error:

@@ -60,6 +60,20 @@ def fetch(
 
 @trace_app.command()
 @_interruptible
+def describe(
+    file: TraceFile,
+    format: Format = "auto",
+    on_error: OnError = "fail",
+    plot: Annotated[Path | None, typer.Option(help="Also draw it to this file (.html, .png or .svg).")] = None,
+) -> None:
+    """Print what a trace is like: rates, bursts, lengths, shared prefixes, sessions, and what looks odd."""
+    from twotower_sim.trace_report import describe_trace
+
+    describe_trace(file, _known(format), on_error, plot)
+
+
+@trace_app.command()
+@_interruptible
 def convert(
     file: TraceFile,
     out: Annotated[

@@ -33,5 +33,6 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _first(docstring: str) -> str:
-    """Up to the first colon or full stop."""
-    return re.split(r"[:.] ", " ".join(docstring.split()) + " ")[0]
+    """Up to the first colon, semicolon or full stop that is not in code."""
+    found = re.match(r"(``.*?``|[^:;.]|[:;.](?! ))*", " ".join(docstring.split()))
+    return found[0].rstrip(".").replace("``", "") if found else ""
