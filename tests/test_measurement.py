@@ -91,6 +91,9 @@ def test_two_windows_together_are_the_whole_run(kind, seed, part, memory):
             r.quality[gamma]["share_of_blocks"] * r.blocks["completed"] for r in (early, late) if gamma in r.quality
         ]
         assert sum(blocks) == pytest.approx(of["share_of_blocks"] * whole.blocks["completed"])
+    for results in (early, late) if whole.quality else ():
+        forwards = sum(of["share_of_blocks"] * of["nfe_per_block"] for of in results.quality.values())
+        assert forwards == pytest.approx(results.metrics["nfe_per_block"]["avg"])
     for name, of in whole.classes.items():
         assert sum(r.classes[name]["requests"] for r in (early, late) if name in r.classes) == of["requests"]
     good = [r.metrics["good_request_fraction"]["avg"] * r.columns.measured.sum() for r in (early, late)]
