@@ -28,8 +28,7 @@ def single_server(output_tokens: np.ndarray, rate_rps: float, seed: int):
     )
     n = len(output_tokens)
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(1e9 / rate_rps, n)).astype(np.int64)
-    run = prepare(scenario)
-    run.requests = Requests(arrivals, np.ones(n, np.int64), output_tokens)
+    run = prepare(scenario, given=Requests(arrivals, np.ones(n, np.int64), output_tokens))
     simulate(run)
     return run, evaluate(run)
 
