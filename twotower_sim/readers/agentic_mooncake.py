@@ -37,7 +37,7 @@ def reader(head: dict[str, Any]) -> Callable[[dict[str, Any]], Found]:
     if head.get("schema") != SCHEMA or head.get("version") != VERSION:
         found = f"{shown(head.get('schema'))} {shown(head.get('version'))}"
         raise InputError(f"schema and version: found {found}; expected {SCHEMA!r} {VERSION}")
-    size = tokens(present(head, "block_size"), "block_size")
+    size = tokens(head.get("block_size"), "block_size")
     local, hashes = head.get("hash_id_scope") == "local", LocalHashes()
 
     def read(of: dict[str, Any]) -> Found:
@@ -49,9 +49,9 @@ def reader(head: dict[str, Any]) -> Callable[[dict[str, Any]], Found]:
         if ids is not None:
             ids = hashes(play if local else None, array(of, "hash_ids"))
         return Row(
-            tokens(present(of, "input_length"), "input_length"),
-            tokens(present(of, "output_length"), "output_length"),
-            span_ns(present(of, "not_before_ms"), "not_before_ms", 1e6, "milliseconds"),
+            tokens(of.get("input_length"), "input_length"),
+            tokens(of.get("output_length"), "output_length"),
+            span_ns(of.get("not_before_ms"), "not_before_ms", 1_000_000, "milliseconds"),
             ids,
             play,
             id=name(present(of, "request_id"), "request_id"),
@@ -66,6 +66,6 @@ def _after(of: dict[str, Any]) -> After:
     trigger = present(of, "dependencies.trigger")
     if not isinstance(trigger, str) or trigger not in TRIGGERS:
         raise InputError(f"dependencies.trigger: found {shown(trigger)}; allowed: {', '.join(TRIGGERS)}")
-    delay_ns = optional_ns(of, "dependencies.delay_ms", 1e6, "milliseconds")
+    delay_ns = optional_ns(of, "dependencies.delay_ms", 1_000_000, "milliseconds")
     on = name(present(of, "dependencies.request_id"), "dependencies.request_id")
     return After(on, delay_ns or 0, TRIGGERS[trigger])

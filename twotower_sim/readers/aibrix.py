@@ -20,7 +20,7 @@ def reader(head: dict[str, Any]) -> Callable[[dict[str, Any]], Found]:
 
 
 def _read(of: dict[str, Any]) -> Found:
-    time_ns = span_ns(present(of, "timestamp"), "timestamp", 1e6, "milliseconds")
+    time_ns = span_ns(of.get("timestamp"), "timestamp", 1_000_000, "milliseconds")
     parts = ((f"requests[{index}]", part) for index, part in enumerate(objects(of, "requests")))
     return each(parts, partial(_row, time_ns))
 

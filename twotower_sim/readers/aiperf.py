@@ -9,7 +9,7 @@ from twotower_sim.errors import InputError
 from twotower_sim.readers.items import Head
 from twotower_sim.readers.rows import UNITS_NS, Row, answered, name, present, section, shown, span_ns, tokens
 
-_UNITS_NS = UNITS_NS | {"sec": 1e9}
+_UNITS_NS = UNITS_NS | {"sec": 10**9}
 _SESSIONS = ("x_correlation_id", "conversation_id")  # one for each time that a conversation was held; of its text
 
 
@@ -30,7 +30,7 @@ def _read(record: dict[str, Any]) -> Row | str:
     if record.get("error"):
         return "failed"
     metrics = section(record, "metrics")
-    arrival_ns = span_ns(present(about, "metadata.request_start_ns"), "metadata.request_start_ns", 1, "ns")
+    arrival_ns = span_ns(about.get("request_start_ns"), "metadata.request_start_ns", 1, "ns")
     session = next((field for field in _SESSIONS if about.get(field) is not None), _SESSIONS[1])
     finish_ns = arrival_ns + _duration_ns(metrics, "request_latency")
     input_tokens, output_tokens = (

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twotower_sim.readers.items import Head
-from twotower_sim.readers.rows import Row, present, span_ns, tokens
+from twotower_sim.readers.rows import Row, span_ns, tokens
 
 
 def sniff(head: Head) -> bool:
@@ -13,7 +13,7 @@ def sniff(head: Head) -> bool:
 
 def reader(head: dict[str, Any]) -> Callable[[dict[str, Any]], Row]:
     return lambda of: Row(
-        tokens(present(of, "ContextTokens"), "ContextTokens"),
-        tokens(present(of, "GeneratedTokens"), "GeneratedTokens"),
-        span_ns(present(of, "StartTimeOffset"), "StartTimeOffset", 1, "nanoseconds"),
+        tokens(of.get("ContextTokens"), "ContextTokens"),
+        tokens(of.get("GeneratedTokens"), "GeneratedTokens"),
+        span_ns(of.get("StartTimeOffset"), "StartTimeOffset", 1, "nanoseconds"),
     )

@@ -24,7 +24,7 @@ def reader(head: dict[str, Any]) -> Callable[[dict[str, Any]], Found]:
 
 
 def _session(of: dict[str, Any], session: int) -> Found:
-    turns = tokens(present(of, "num_turns"), "num_turns", 0)
+    turns = tokens(of.get("num_turns"), "num_turns", 0)
     columns = [array(of, field) for field in TURNS]
     for field, column in zip(TURNS, columns, strict=True):
         if len(column) != turns:

@@ -25,9 +25,9 @@ def reader(head: dict[str, Any]) -> Callable[[dict[str, Any]], Row]:
     def read(of: dict[str, Any]) -> Row:
         chat, parent = name(present(of, "chat_id"), "chat_id"), name(of.get("parent_chat_id"), "parent_chat_id")
         row = Row(
-            tokens(present(of, "input_length"), "input_length"),
-            tokens(present(of, "output_length"), "output_length"),
-            span_ns(present(of, "timestamp"), "timestamp"),
+            tokens(of.get("input_length"), "input_length"),
+            tokens(of.get("output_length"), "output_length"),
+            span_ns(of.get("timestamp"), "timestamp"),
             of.get("hash_ids"),
             session=first_turns.get(parent, chat),
             id=chat,

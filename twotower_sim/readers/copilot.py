@@ -47,6 +47,6 @@ def _row(session: Any, of: dict[str, Any]) -> Row | str:
     input_tokens, output_tokens = (
         tokens(present(of_tokens, f"tokens.{field}"), f"tokens.{field}", 0) for field in ("prompt", "completion")
     )
-    took_ns = optional_ns(of, "duration_ms", 1e6, "milliseconds")
+    took_ns = optional_ns(of, "duration_ms", 1_000_000, "milliseconds")
     finish_ns = None if took_ns is None else arrival_ns + took_ns
     return answered(Row(input_tokens, output_tokens, arrival_ns, session=session, finish_ns=finish_ns))

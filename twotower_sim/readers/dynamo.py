@@ -32,16 +32,16 @@ def _read(item: dict[str, Any]) -> Found:
         return []
     request = section(event, "request")
     replay = section(request, "request.replay")
-    received_ns = span_ns(present(request, "request.request_received_ms"), "request.request_received_ms", 1e6, _MS)
-    took_ns = optional_ns(request, "request.total_time_ms", 1e6, _MS)
+    received_ns = span_ns(request.get("request_received_ms"), "request.request_received_ms", 1_000_000, _MS)
+    took_ns = optional_ns(request, "request.total_time_ms", 1_000_000, _MS)
     agent = event.get("agent_context")
     return Row(
-        tokens(present(replay, "request.replay.input_length"), "request.replay.input_length"),
-        tokens(present(request, "request.output_tokens"), "request.output_tokens"),
+        tokens(replay.get("input_length"), "request.replay.input_length"),
+        tokens(request.get("output_tokens"), "request.output_tokens"),
         received_ns,
         array(replay, "input_sequence_hashes") if replay.get("input_sequence_hashes") is not None else None,
         name(agent.get("session_id"), "agent_context.session_id") if isinstance(agent, dict) else None,
         id=name(present(request, "request.request_id"), "request.request_id"),
         finish_ns=None if took_ns is None else received_ns + took_ns,
-        block_tokens=tokens(present(replay, "request.replay.trace_block_size"), "request.replay.trace_block_size"),
+        block_tokens=tokens(replay.get("trace_block_size"), "request.replay.trace_block_size"),
     )

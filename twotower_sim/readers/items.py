@@ -21,12 +21,9 @@ DOCUMENT_BYTES = 1 << 30
 """Of JSON that is not a line an object and has to be read whole."""
 
 
-class Item(NamedTuple):
-    """``place``: the number of its line, entry or row; ``value``: an object, the cells of a row, or why it is none
-    (InputError); a family's ``parts`` may have others."""
-
-    place: int
-    value: Any
+Item = tuple[int, Any]
+"""The number of its line, entry or row; and an object, the cells of a row, or why it is none (InputError). A family's
+``parts`` may have others."""
 
 
 class Items(NamedTuple):
@@ -69,8 +66,9 @@ def _json(first: tuple[int, str], rest: Iterator[tuple[int, str]], path: Path) -
 
 def _by_line(numbered: Iterable[tuple[int, str]]) -> Iterator[Item]:
     for number, line in numbered:
-        if not line.isspace():
-            yield Item(number, _object(line))
+        item = _object(line)
+        if type(item) is dict or not line.isspace():
+            yield number, item
 
 
 def _object(line: str) -> dict[str, Any] | InputError:
@@ -96,11 +94,11 @@ def _document(text: str, path: Path) -> Items:
     except orjson.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     if isinstance(document, dict):
-        return Items(path, "", 0, document, iter([Item(0, document)]))
+        return Items(path, "", 0, document, iter([(0, document)]))
     if not document or not isinstance(document[0], dict):
         raise InputError(f"{path}: found {text[:60].strip()!r}; expected a list of JSON objects")
     found = (
-        Item(index, item if isinstance(item, dict) else InputError(f"not a JSON object: {shown(item)}"))
+        (index, item if isinstance(item, dict) else InputError(f"not a JSON object: {shown(item)}"))
         for index, item in enumerate(document)
     )
     return Items(path, "entry", 0, document[0], found)
@@ -126,12 +124,12 @@ def _rows(rows: Any, offset: int, width: int) -> Iterator[Item]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Item(offset + rows.line_num, InputError(f"not CSV: {error}"))
+            yield offset + rows.line_num, InputError(f"not CSV: {error}")
             continue
         if len(row) == width:
-            yield Item(offset + rows.line_num, row)
+            yield offset + rows.line_num, row
         elif len(row) > 1 or (row and not row[0].isspace()):
-            yield Item(offset + rows.line_num, InputError(f"found {len(row)} columns; expected {width}"))
+            yield offset + rows.line_num, InputError(f"found {len(row)} columns; expected {width}")
 
 
 def _is_parquet(path: Path) -> bool:
@@ -162,7 +160,7 @@ def _parquet(path: Path) -> Items:
                 columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in batch]
                 for row in zip(*columns, strict=True):
                     number += 1
-                    yield Item(number, list(row))
+                    yield number, list(row)
         except (OSError, ValueError, ArrowException) as error:
             raise _unreadable(path, error) from None
 

@@ -17,7 +17,7 @@ def reader(head: dict[str, Any]) -> Callable[[dict[str, Any]], Found]:
 
 
 def _read(of: dict[str, Any]) -> Found:
-    arrival_ns = span_ns(present(of, "arrival_time_ns"), "arrival_time_ns", 1, "nanoseconds")
+    arrival_ns = span_ns(of.get("arrival_time_ns"), "arrival_time_ns", 1, "nanoseconds")
     if "sub_requests" not in of:
         return _row(of, "", arrival_ns)
     session = name(present(of, "session_id"), "session_id")

@@ -10,11 +10,12 @@ from typing import Any
 
 from twotower_sim.errors import InputError
 from twotower_sim.readers.items import Head
-from twotower_sim.readers.rows import Row, name, optional_ns, present, tokens
+from twotower_sim.readers.rows import Row, name, span_ns, tokens
 
 TEXTS = ("text_input", "messages", "payload")
 _LENGTHS = {"input_length", "output_length"}
 _TIMES = {"timestamp", "created_time", "delay", "delay_ms", "session_id"}
+_MS = "milliseconds"
 _OTHERS = {"chat_id", "schema", "event", "requests", "turns"}
 
 
@@ -29,20 +30,16 @@ def reader(head: dict[str, Any]) -> Callable[[dict[str, Any]], Row]:
 
 
 def read(of: dict[str, Any]) -> Row:
-    session = of.get("session_id")
-    if session is not None:
-        session = name(session, "session_id")
-    time_ns = optional_ns(of, "timestamp" if "timestamp" in of else "created_time", 1e6, "milliseconds")
-    delay_ns = optional_ns(of, "delay" if "delay" in of else "delay_ms", 1e6, "milliseconds")
-    if time_ns is None and (session is None or delay_ns is None):
-        present(of, "timestamp")
-    if of.get("input_length") is None and (text := next((text for text in TEXTS if text in of), None)):
+    time, session, delay = of.get("timestamp"), of.get("session_id"), of.get("delay")
+    time = of.get("created_time") if time is None else time
+    delay = of.get("delay_ms") if delay is None else delay
+    if "input_length" not in of and (text := next((text for text in TEXTS if text in of), None)):
         raise InputError(f"input_length is missing: the row has {text}, and to count its tokens takes a tokenizer")
     return Row(
-        tokens(present(of, "input_length"), "input_length"),
-        tokens(present(of, "output_length"), "output_length"),
-        time_ns,
+        tokens(of.get("input_length"), "input_length"),
+        tokens(of.get("output_length"), "output_length"),
+        span_ns(time, "timestamp", 1_000_000, _MS) if time is not None or session is None or delay is None else None,
         of.get("hash_ids"),
-        session,
-        delay_ns,
+        None if session is None else name(session, "session_id"),
+        None if delay is None else span_ns(delay, "delay", 1_000_000, _MS),
     )

@@ -25,10 +25,10 @@ def sniff(head: Head) -> bool:
 
 def parts(rest: Iterator[Item]) -> Iterator[Item]:
     items = list(rest)
-    rows = [(item.value["input_length"], len(item.value["hash_ids"])) for item in items if _hashed(item.value)]
+    rows = [(value["input_length"], len(value["hash_ids"])) for _, value in items if _hashed(value)]
     size = max(HASH_TOKENS, key=lambda size: sum(-(-length // size) == ids for length, ids in rows))
     for place, value in items:
-        yield Item(place, value if isinstance(value, InputError) else (value, size))
+        yield place, value if isinstance(value, InputError) else (value, size)
 
 
 def _hashed(value: Any) -> bool:

@@ -46,17 +46,17 @@ def parts(rest: Iterator[Item]) -> Iterator[Item]:
         try:
             for request in _spans(value):
                 if isinstance(request, InputError):
-                    yield Item(place, request)
+                    yield place, request
                     continue
                 if key := _key(request.span):
                     parents[key] = _id(request.span, "parentSpanId", "parent_span_id", "parent_id")
                 if _generates(request.attributes):
                     requests.append((place, request))
         except InputError as error:
-            yield Item(place, error)
+            yield place, error
     around = {above for _, request in requests for above in _above(_key(request.span), parents)}
     for place, request in requests:
-        yield Item(place, "around another span" if _key(request.span) in around else request)
+        yield place, "around another span" if _key(request.span) in around else request
 
 
 def reader(head: dict[str, Any]) -> Callable[[Request | str], Row | str]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from twotower_sim.errors import InputError
 from twotower_sim.requests import LATEST_NS, MOST_TOKENS
 
-UNITS_NS = {"s": 1e9, "ms": 1e6, "us": 1e3, "ns": 1.0}
+UNITS_NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 FAR_NS = 1 << 63
 """No time is so late, whatever it counts from."""
 UNANSWERED = "without input or output tokens"
@@ -146,32 +146,36 @@ def token_text(text: str, field: str, least: int = 1) -> int:
 
 
 def _no_tokens(value: Any, field: str, least: int) -> InputError:
+    if value is None:
+        return InputError(f"{field} is missing")
     expected = f"a whole number of tokens from {least} to {MOST_TOKENS}"
     return InputError(f"{field}: found {shown(value)}; expected {expected}")
 
 
-def span_ns(value: Any, field: str, unit_ns: float = 1e9, unit: str = "seconds") -> int:
+def span_ns(value: Any, field: str, unit_ns: int = 10**9, unit: str = "seconds") -> int:
     """A time or a duration, in nanoseconds."""
-    if type(value) is int and 0 <= value <= LATEST_NS / unit_ns:
-        return value * int(unit_ns)
+    if type(value) is int and 0 <= (time_ns := value * unit_ns) <= LATEST_NS:
+        return time_ns
     if type(value) is float and isfinite(value) and 0 <= value * unit_ns <= LATEST_NS:
         return round(value * unit_ns)
     raise _no_span(value, field, unit_ns, unit)
 
 
-def span_text(text: str, field: str, unit_ns: float = 1e9, unit: str = "seconds") -> int:
+def span_text(text: str, field: str, unit_ns: int = 10**9, unit: str = "seconds") -> int:
     """Exact: seconds since 1970 with nine decimals are more than a float holds."""
     text = text.strip()
-    if _DECIMAL.fullmatch(text) and (time := Decimal(text) * int(unit_ns)) <= LATEST_NS:
+    if _DECIMAL.fullmatch(text) and (time := Decimal(text) * unit_ns) <= LATEST_NS:
         return int(time.to_integral_value())
     raise _no_span(text, field, unit_ns, unit)
 
 
-def _no_span(value: Any, field: str, unit_ns: float, unit: str) -> InputError:
+def _no_span(value: Any, field: str, unit_ns: int, unit: str) -> InputError:
+    if value is None:
+        return InputError(f"{field} is missing")
     return InputError(f"{field}: found {shown(value)}; expected {unit} from 0 to {LATEST_NS / unit_ns:.3g}")
 
 
-def optional_ns(of: Mapping[str, Any], field: str, unit_ns: float = 1e9, unit: str = "seconds") -> int | None:
+def optional_ns(of: Mapping[str, Any], field: str, unit_ns: int = 10**9, unit: str = "seconds") -> int | None:
     value = of.get(field.rpartition(".")[2])
     return None if value is None else span_ns(value, field, unit_ns, unit)
 

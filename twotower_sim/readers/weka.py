@@ -72,7 +72,7 @@ class _Session:
 
     def __init__(self, of: dict[str, Any], id: Hashable, hashes: Callable[[list[Any]], list[int]]) -> None:
         self._id, self._hashes = id, hashes
-        self._block_tokens = tokens(present(of, "block_size"), "block_size")
+        self._block_tokens = tokens(of.get("block_size"), "block_size")
         self.rows: list[Row | str | InputError] = []
         self._stream(objects(of, "requests"), "", None, 0)
 
@@ -85,7 +85,7 @@ class _Session:
                 if entry.get("type") == "subagent":
                     running += self._subagent(entry, f"{within}.", before, from_ns)
                     continue
-                at_ns = from_ns + span_ns(present(entry, "t"), "t")
+                at_ns = from_ns + span_ns(entry.get("t"), "t")
                 ended = [sent for sent in running if sent.over_ns <= at_ns + JUST_NS]
                 row = self._row(entry, within, at_ns, before, ended)
                 self.rows.append(row if isinstance(row, str) else in_order(row))
@@ -102,8 +102,8 @@ class _Session:
         """What is waited for, if it is."""
         if path.count(".") > DEEPEST:
             raise InputError(f"subagents are nested more than {DEEPEST} deep")
-        at_ns, inner = from_ns + span_ns(present(entry, "t"), "t"), objects(entry, "requests")
-        duration_ns = optional_ns(entry, "duration_ms", 1e6, "milliseconds")
+        at_ns, inner = from_ns + span_ns(entry.get("t"), "t"), objects(entry, "requests")
+        duration_ns = optional_ns(entry, "duration_ms", 1_000_000, "milliseconds")
         relative = any(type(of.get("t")) in (int, float) and of["t"] * 1e9 + JUST_NS < at_ns - from_ns for of in inner)
         last = self._stream(inner, path, before, at_ns if relative else from_ns)
         if last is None or last is before or entry.get("status") == LAUNCHED:
@@ -111,7 +111,7 @@ class _Session:
         return [last if duration_ns is None else last._replace(over_ns=max(at_ns + duration_ns, last.end_ns))]
 
     def _row(self, of: dict[str, Any], within: str, at_ns: int, before: _Sent | None, joined: list[_Sent]) -> Row | str:
-        input_tokens, output_tokens = tokens(present(of, "in"), "in", 0), tokens(present(of, "out"), "out", 0)
+        input_tokens, output_tokens = tokens(of.get("in"), "in", 0), tokens(of.get("out"), "out", 0)
         service_ns, first_ns = optional_ns(of, "api_time"), optional_ns(of, "ttft")
         think_ns = None if joined else optional_ns(of, "think_time")
         ids = None
