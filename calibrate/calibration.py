@@ -111,10 +111,11 @@ class Calibration:
     def _shapes(self) -> Shapes:
         """Those asked for, or defaults for the kind of machine; within the model's positions."""
         asked, default = self.settings, DEFAULT_SHAPES[self.kind]
+        room = self.config.max_position_embeddings // 2  # a prompt on a context
         shapes = Shapes(
             asked.batch or default.sequences,
-            asked.context or default.context,
-            asked.tokens or default.tokens,
+            asked.context or [context for context in default.context if context <= room],
+            asked.tokens or [tokens for tokens in default.tokens if tokens <= room],
             asked.block_sizes or [self.config.block_size],
         )
         longest = shapes.context[-1] + max(*shapes.tokens, *shapes.block_sizes)

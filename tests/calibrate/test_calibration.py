@@ -31,6 +31,7 @@ BYTES = CONFIG | {
     "max_position_embeddings": 262_144,
 }
 FEW = ["--batch", "1,4", "--context", "0,64", "--tokens", "16,64", "--repetitions", "3", "--refine", "0"]
+DTYPE = torch.bfloat16 if torch.cuda.is_available() else torch.float32  # unless another is asked for
 GRID_POINTS = 3 * 4 + 2 * 2 * 2 + 2 * 4  # denoise, extend, decode; prefill; mixes
 
 
@@ -82,7 +83,7 @@ def test_random_weights_give_latency_and_no_commits(config, tmp_path):
     assert set(latency.passes) == {"denoise", "extend", "decode", "prefill", "extend+prefill", "decode+prefill"}
     assert latency.passes["denoise"].axes == {"block_size": [16], "sequences": [1, 4], "context": [0, 64]}
     assert all(len(samples) == 3 for grid in latency.passes.values() for samples in grid.samples_s)
-    assert latency.memory.bytes_per_token == 2 * 2 * 2 * 16 * 4  # two layers of K and V, two heads of 16, fp32
+    assert latency.memory.bytes_per_token == 2 * 2 * 2 * 16 * DTYPE.itemsize  # two layers of K and V, two heads of 16
     assert {"denoise", "decode", "prefill"} <= set(latency.held_out)
     assert profile.device.memory_bandwidth_gb_per_s > 0
     assert not (tmp_path / "p.json.gz.journal").exists()
@@ -200,7 +201,7 @@ def test_points_that_fit_alone_but_not_together_are_all_measured(config, tmp_pat
     """One cache for the largest batch and the longest prompt would be larger than either point's."""
     rooms, room = [], Bench.room
     points_of = {Point("extend+prefill", (4, 16)), Point("extend+prefill", (1, 64))}
-    sizes = Sizes.of(Config.of(BYTES, "test"), torch.float32)
+    sizes = Sizes.of(Config.of(BYTES, "test"), DTYPE)
     limit = max(cache_bytes([point], 64, sizes, 16) for point in points_of)
     assert cache_bytes(list(points_of), 64, sizes, 16) > limit
     monkeypatch.setattr("calibrate.bench.free_bytes", lambda device: int(limit / USABLE) + 1)
