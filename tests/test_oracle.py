@@ -94,7 +94,7 @@ def test_prefix_cache_and_speculative_rounds_every_request(data, name, replicas,
 
 
 def test_a_cache_without_bounds_hits_the_known_share_of_blocks(data):
-    requests = read_trace(data / "traces" / "mooncake_conversation_trace.jsonl.gz")
+    requests = read_trace(data / "traces" / "mooncake_conversation_trace.jsonl.gz").requests
     hits, blocks = infinite_hits(requests)
     assert (blocks, round(hits / blocks, 3)) == (288_500, 0.366)
     _, results = replay(data, 1, FIXED, memory=CACHED | {"kv_blocks": 400_000})

@@ -334,6 +334,7 @@ MARKOV = BUSY | {
 DIURNAL = BUSY | {"arrivals": {"kind": "diurnal", "rate_rps": 50, "peak_to_mean": 1.9, "period_s": 1}}
 RAMP = BUSY | {"arrivals": {"kind": "ramp", "from_rps": 0, "to_rps": 50, "over_s": 1}}
 STEPS = BUSY | {"arrivals": {"kind": "steps", "steps": [{"rate_rps": 50, "for_s": 1}, {"rate_rps": 5}]}}
+DRAWN = {"kind": "fingerprint", "fingerprint": "azure-conversation-2023", "requests": 60}
 FIXED = BUSY | {"input_tokens": {"kind": "constant", "value": 90}, "output_tokens": {"kind": "constant", "value": 90}}
 LOOP = {
     "kind": "closed_loop", "requests": 30, "concurrency": 4,
@@ -346,6 +347,7 @@ COSTS = {
 }  # fmt: skip
 MIX = {"kind": "mix", "parts": {"chat": {"workload": BUSY}, "batch": {"workload": FIXED}}}
 SHARED = {"kind": "trace", "path": "shared.jsonl"}
+WEKA = {"kind": "trace", "path": str(next((ROOT / "traces" / "examples").glob("weka.*")))}
 TIGHT = {"kv_blocks": 120, "state_slots": 16}
 LONG = {"kv_blocks": 20, "state_slots": 16, "oversized": "reject"}
 AR = {"kind": "autoregressive"}
@@ -385,10 +387,16 @@ OPTIONS: dict[str, tuple[dict, Any]] = {
     "workload.TraceWorkload.columns.session": ({"workload": TABLE}, "input_tokens"),
     "workload.TraceWorkload.columns.finish": ({"workload": TABLE}, "finish_s"),
     "workload.TraceWorkload.time_unit": ({"workload": TABLE}, "ms"),
+    "workload.TraceWorkload.on_error": ({"workload": {"kind": "trace", "path": "damaged.jsonl"}}, "skip"),
+    "workload.TraceWorkload.sessions": ({"workload": {"kind": "trace", "path": "turns.jsonl"}}, "open"),
+    "workload.TraceWorkload.session_starts.PoissonArrivals.rate_rps": ({"workload": WEKA | {"session_starts": {"kind": "poisson", "rate_rps": 1.0}}}, 0.1),
     "workload.TraceWorkload.limit": ({"workload": TRACE}, 2),
     "workload.TraceWorkload.window_s": ({"workload": TRACE}, [1, 9]),
     "workload.TraceWorkload.rate_scale": ({"workload": TRACE}, 2.0),
     "workload.TraceWorkload.spread_quantised": ({"workload": TRACE}, False),
+    "workload.FingerprintWorkload.fingerprint": ({"workload": DRAWN}, "mooncake-conversation"),
+    "workload.FingerprintWorkload.requests": ({"workload": DRAWN}, 50),
+    "workload.FingerprintWorkload.rate_scale": ({"workload": DRAWN}, 2.0),
     "workload.SyntheticWorkload.requests": ({}, 50),
     "workload.SyntheticWorkload.arrivals.PoissonArrivals.rate_rps": ({}, 9),
     "workload.SyntheticWorkload.arrivals.GammaArrivals.rate_rps": ({"workload": GAMMA}, 9),
@@ -425,6 +433,7 @@ OPTIONS: dict[str, tuple[dict, Any]] = {
     "deployment.gpu": ({}, "b200"),
     "deployment.replicas": ({}, 2),
     "deployment.placement.Split.link": ({}, "pcie"),
+    "workload.FingerprintWorkload.classes": ({"workload": DRAWN | {"classes": CLASSES}}, {"chat": 1.0}),
     "workload.SyntheticWorkload.classes": ({"workload": BUSY | {"classes": CLASSES}}, {"chat": 1.0}),
     "workload.TraceWorkload.classes": ({"workload": TRACE | {"classes": CLASSES}}, {"chat": 1.0}),
     "workload.ClosedLoopWorkload.classes": ({"workload": LOOP | {"classes": CLASSES}}, {"chat": 1.0}),
@@ -510,6 +519,7 @@ def options(model: type[BaseModel], prefix: str = ""):
 def test_every_option_is_listed():
     same = ("workload.ClosedLoopWorkload", "LognormalLength")  # drawn as for synthetic load
     found = {key for key in options(Scenario) if not all(part in key for part in same)}
+    found -= {key for key in found if "session_starts" in key and "PoissonArrivals" not in key}  # drawn as for synthetic load
     assert found | {"deployment.tensor_parallel"} == set(OPTIONS)  # a number, or one a tower
 
 
@@ -524,6 +534,10 @@ def test_every_option_does_something(option, tmp_path):
         json.dumps({"timestamp": 900 * i, "input_length": 3000, "output_length": 20, "hash_ids": [1, 2, 3, 4, 5, i + 9]}) + "\n"
         for i in range(9)
     ))  # fmt: skip
+    (tmp_path / "turns.jsonl").write_text("".join(
+        json.dumps({"timestamp": 9 * i, "input_length": 300, "output_length": 20, "session_id": "a"}) + "\n" for i in range(9)
+    ))  # fmt: skip
+    (tmp_path / "damaged.jsonl").write_text(2 * '{"timestamp": 9, "input_length": 300, "output_length": 20}\n' + "{\n")
     sections, value = OPTIONS[option]
     sections = {"workload": BUSY} | sections
     if value == "../nemotron.json":
