@@ -110,6 +110,7 @@ def test_ways_to_write_the_same_mooncake_line(tmp_path, text):
         AZURE.replace(".6805900", ".6805900+00:00"),
         "Id,GeneratedTokens,ContextTokens,TIMESTAMP\n7,44,374,2024-05-10 00:00:00.009930\n",
         gzip.compress(AZURE.encode()),
+        "TIMESTAMP,NumImages,ContextTokens,GeneratedTokens\n2025-03-04 00:00:00.0000000,2,374,44\n",
         "\ufeff\n" + AZURE,
         AZURE.replace(",374,", ", 374 ,"),
         re.sub(r"([^,\n]+)", r'"\1"', AZURE),
