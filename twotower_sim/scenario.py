@@ -231,6 +231,16 @@ class TraceWorkload(Load):
         return self
 
 
+class FingerprintWorkload(Load):
+    """``fingerprint``: a shipped one by name, or a file. ``rate_scale`` multiplies the rate at every moment; ages of
+    prefixes and waits of sessions stay as they are."""
+
+    kind: Literal["fingerprint"]
+    fingerprint: str
+    requests: Count
+    rate_scale: float = Field(default=1.0, ge=1e-6, le=1e6)
+
+
 class SyntheticWorkload(Load):
     kind: Literal["synthetic"]
     requests: Count
@@ -250,7 +260,7 @@ class ClosedLoopWorkload(Load):
     output_tokens: Length
 
 
-OpenWorkload = TraceWorkload | SyntheticWorkload
+OpenWorkload = TraceWorkload | FingerprintWorkload | SyntheticWorkload
 
 
 class Slo(Section):
@@ -723,7 +733,7 @@ def load_scenario(path: Path, overrides: list[str] | None = None) -> Scenario:
 def _from_here(assignment: str, base: Path) -> str:
     """A file named on the command line is looked for from the working directory first, then as if in the file."""
     key, _, value = assignment.partition("=")
-    if key.strip().rpartition(".")[2] in ("path", "model", "gpu") and os.path.isfile(value):
+    if key.strip().rpartition(".")[2] in ("path", "model", "gpu", "fingerprint") and os.path.isfile(value):
         return f"{key}={json.dumps(os.path.relpath(Path(value).resolve(), base.resolve()))}"  # not to be read as YAML
     return assignment
 

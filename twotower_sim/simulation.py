@@ -16,6 +16,7 @@ from twotower_sim.decoders import BlockDecoder, BurstDecoder, TokenDecoder
 from twotower_sim.draws import seed_of
 from twotower_sim.engine import Engine
 from twotower_sim.errors import InputError
+from twotower_sim.fingerprint import draw, load_fingerprint
 from twotower_sim.fleet import Fleet
 from twotower_sim.gpu import Gpu, load_gpu
 from twotower_sim.kv_cache import Cache, KvCache, PrefixCache, check_block_tokens
@@ -433,6 +434,11 @@ def _workload(
         block_tokens = scenario.memory.kv_block_tokens
         trace = workload.trace(base / load.path, **options, starts=starts, block_tokens=block_tokens, seed=seed)
         return trace.requests, [f"trace: {note}" for note in trace.notes]
+    if isinstance(load, ask.FingerprintWorkload):
+        found = load_fingerprint(load.fingerprint, base)
+        return draw(found, load.requests, load.rate_scale, seed), [
+            f"fingerprint: {note}" for note in found.source.notes
+        ]
     lengths = [
         workload.lengths(count=load.requests, seed=seed, stream=stream, **length.model_dump())
         for stream, length in (("input", load.input_tokens), ("output", load.output_tokens))

@@ -11,13 +11,16 @@ from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from twotower_sim.errors import InputError
 from twotower_sim.fingerprint.bursts import Arrivals, bins_of, draw_arrivals, measure_arrivals
+from twotower_sim.fingerprint.check import Comparison, compare, plot_comparison
 from twotower_sim.fingerprint.lengths import draw_ranks, measure_kinds, strata_of, tokens
 from twotower_sim.fingerprint.quantiles import Part, Table, between, quantiles
 from twotower_sim.fingerprint.reuse import Reuse, draw_prefixes, measure_reuse
 from twotower_sim.fingerprint.sessions import Sessions, draw_sessions, draw_turns, measure_sessions, turns_of
 from twotower_sim.preset import named_file
-from twotower_sim.requests import LATEST_NS, MOST_TOKENS, Requests
+from twotower_sim.requests import MOST_TOKENS, Requests
 from twotower_sim.yaml_file import load_model
+
+__all__ = ["Comparison", "Fingerprint", "compare", "draw", "load_fingerprint", "measure", "plot_comparison", "text_of"]
 
 WIDTH = 110  # of lines in a file, about
 
@@ -67,13 +70,13 @@ def measure(requests: Requests, source: str, licence: str | None = None, notes: 
     arrival_s = (requests.arrival_ns - requests.arrival_ns[0]) / 1e9
     if len(requests) < 2 or arrival_s[-1] <= 0:
         raise InputError(f"{source}: {len(requests)} requests at one time have no rate; expected at least 2 times")
-    turn = turns_of(requests.sessions)[0] if requests.sessions is not None else None
-    starts = arrival_s if turn is None else arrival_s[turn == 0]
-    if turn is not None and (len(starts) < 2 or starts[-1] <= 0):
+    previous = turns_of(requests.sessions)[1] if requests.sessions is not None else None
+    starts = arrival_s if previous is None else arrival_s[previous < 0]
+    if previous is not None and (len(starts) < 2 or starts[-1] <= 0):
         raise InputError(f"{source}: all sessions start at one time; expected at least 2 times")
     bins, bin_s, bin_count = bins_of(starts)
     lengths = requests.input_tokens, requests.output_tokens
-    if turn is None:
+    if previous is None:
         counts, joint = measure_kinds(*lengths, bins, bin_count)
     else:
         joint = measure_kinds(*lengths, np.zeros(len(requests), int), 1, most=1)[1]
@@ -92,10 +95,10 @@ def measure(requests: Requests, source: str, licence: str | None = None, notes: 
         input_tokens=quantiles(requests.input_tokens),
         output_tokens=quantiles(requests.output_tokens),
         joint=joint,
-        prefixes=measure_reuse(prefixes, arrival_s, requests.input_tokens, turn, strata_of(len(requests)))
+        prefixes=measure_reuse(prefixes, arrival_s, requests.input_tokens, previous, strata_of(len(requests)))
         if prefixes
         else None,
-        sessions=measure_sessions(requests) if turn is not None else None,
+        sessions=measure_sessions(requests) if previous is not None else None,
     )
 
 
@@ -108,7 +111,7 @@ def draw(fingerprint: Fingerprint, requests: int, rate_scale: float, seed: int) 
         times_s, kinds = draw_arrivals(fingerprint.arrivals, requests, rate_scale, seed)
         input_rank, output_rank = draw_ranks(kinds, fingerprint.joint, fingerprint.source.requests, seed)
         drawn = Requests(
-            _nanoseconds(times_s),
+            np.rint(times_s * 1e9).astype(np.int64),
             tokens(fingerprint.input_tokens, input_rank),
             tokens(fingerprint.output_tokens, output_rank),
         )
@@ -127,17 +130,10 @@ def _draw_sessions(of: Fingerprint, sessions: Sessions, requests: int, rate_scal
     while True:
         count = min(2 * count, requests)
         start_s = draw_arrivals(of.arrivals, count, rate_scale, seed)[0]
-        _nanoseconds(start_s)
         turns = draw_turns(sessions, count, seed)
         drawn = draw_sessions(sessions, start_s, turns, of.joint[0], of.input_tokens, of.output_tokens, seed)
         if count == requests or (drawn.arrival_ns <= start_s[-1] * 1e9).sum() >= requests:
             return drawn.take(slice(requests))
-
-
-def _nanoseconds(times_s: np.ndarray) -> np.ndarray:
-    if times_s[-1] * 1e9 > LATEST_NS:
-        raise InputError(f"the last request would arrive after {times_s[-1] / 3.15e7:.3g} years; raise rate_scale")
-    return np.rint(times_s * 1e9).astype(np.int64)
 
 
 # ---------------------------------------------------------------------- files

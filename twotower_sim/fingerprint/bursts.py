@@ -6,15 +6,19 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from twotower_sim.draws import generator, uniform
+from twotower_sim.errors import InputError
 from twotower_sim.fingerprint.quantiles import Part, Point
+from twotower_sim.requests import LATEST_NS
 
 MOST_BINS = 180
 BINS_S = (60, 120, 300, 600, 1800, 3600, 7200, 14_400, 86_400)
 WINDOWS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
-FEWEST_WINDOWS = 10  # of a length in the span, for its dispersion to be a figure
+FEWEST_WINDOWS = 50  # of a length in the span, for its dispersion to be a figure
 BANDWIDTHS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, np.inf)  # bins, of the kernel that smooths the curve
+UNSEEN = 0.01
+"""Noise that raises the index of dispersion by no more is left out: at low rates its cells are many."""
 REGULAR = 0.9
-"""Index of dispersion below which arrivals count as more regular than Poisson."""
+"""Index of dispersion below which, and by three standard errors below 1, arrivals are more regular than Poisson."""
 
 
 class Arrivals(Part):
@@ -62,7 +66,8 @@ def measure_arrivals(arrival_s: np.ndarray, counts: np.ndarray, bin_s: float) ->
     found = [dispersion(arrival_s, w, span_s) for w in windows]
     noise = _fit_noise(windows, np.array(found), rate_rps, bin_s) if windows else []
     notes = []
-    if regular := [f"{w}" for w, index in zip(windows, found, strict=True) if index < REGULAR]:
+    bounds = [min(REGULAR, 1 - 3 * _error(w, span_s)) for w in windows]
+    if regular := [f"{w}" for w, index, bound in zip(windows, found, bounds, strict=True) if index < bound]:
         notes.append(
             f"arrivals are more regular than Poisson over windows of {', '.join(regular)} s; drawn ones are not"
         )
@@ -76,6 +81,11 @@ def dispersion(arrival_s: np.ndarray, window_s: float, span_s: float) -> float:
     starts = np.arange(0, span_s - window_s, window_s / 4)
     counts = np.searchsorted(arrival_s, starts + window_s) - np.searchsorted(arrival_s, starts)
     return float(counts.var() / max(counts.mean(), 1e-9))
+
+
+def _error(window_s, span_s):
+    """Standard error of an index of dispersion of 1, relative of others."""
+    return (2 * window_s / span_s) ** 0.5
 
 
 def _smooth(counts: np.ndarray) -> np.ndarray:
@@ -98,14 +108,13 @@ def _smooth(counts: np.ndarray) -> np.ndarray:
 
 
 def _fit_noise(windows: list[int], found: np.ndarray, rate_rps: np.ndarray, bin_s: float) -> list[Point]:
-    """Variances by least squares that are none below 0 of the dispersion that the curve leaves unexplained. The error
-    of an index is about index x sqrt(2 window / span)."""
+    """Variances, none below 0, that fit the dispersion which the curve leaves unexplained by weighted least squares."""
     from scipy.optimize import nnls
 
     w = np.array(windows, float)
     missing = found - 1 - np.array([_dispersion_of_curve(rate_rps, bin_s, window) for window in windows])
     strength = (rate_rps**2).mean() / rate_rps.mean()
-    weight = 1 / (found * np.sqrt(w) + 1e-9)
+    weight = 1 / (found * _error(w, len(rate_rps) * bin_s) + 1e-9)
     variances, _ = nnls(strength * _seen(w[:, None], w[None, :]) * weight[:, None], missing * weight)
     return [(scale, float(f"{v:.4g}")) for scale, v in zip(w.tolist(), variances, strict=True) if v > 1e-6]
 
@@ -129,12 +138,16 @@ def _dispersion_of_curve(rate_rps: np.ndarray, bin_s: float, window_s: float) ->
 
 def draw_arrivals(arrivals: Arrivals, count: int, rate_scale: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Times in seconds and kinds of so many arrivals. ``rate_scale`` multiplies the rate at every moment, curve and
-    noise alike: the curve takes as long as before, and the index of dispersion less 1 grows with the rate."""
+    noise alike: the curve takes as long as before, and the index of dispersion less 1 grows with the rate. Raises
+    InputError."""
     rate_rps = arrivals.rate_rps.sum(axis=0) * rate_scale
     unit = np.cumsum(generator(seed, "arrivals").exponential(1.0, count))
     span_s = 1.1 * unit[-1] / rate_rps.mean() + arrivals.bin_s
+    if span_s * 1e9 > LATEST_NS:
+        raise InputError(f"the last request would arrive after {span_s / 3.15e7:.3g} years; raise rate_scale")
+    seen = [i for i, (scale, variance) in enumerate(arrivals.noise) if rate_rps.mean() * variance * scale > UNSEEN]
     while True:
-        edges, expected = _cumulative(arrivals, rate_rps, span_s, seed)
+        edges, expected = _cumulative(arrivals, rate_rps, seen, span_s, seed)
         if expected[-1] >= unit[-1]:
             break
         span_s *= 1.5
@@ -145,16 +158,18 @@ def draw_arrivals(arrivals: Arrivals, count: int, rate_scale: float, seed: int) 
     return times_s, np.minimum(kinds, len(upto) - 1)
 
 
-def _cumulative(arrivals: Arrivals, rate_rps: np.ndarray, span_s: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Times between which the rate is constant, and the arrivals expected until each of them."""
-    cells = [_cells(arrivals.bin_s, 0.0, span_s)]
+def _cumulative(
+    arrivals: Arrivals, rate_rps: np.ndarray, noise: list[int], span_s: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times between which the rate is constant, and the arrivals expected until each of them; with these entries of
+    ``arrivals.noise``."""
     phases = uniform(seed, "noise", np.arange(len(arrivals.noise)))
-    cells += [_cells(scale, phase, span_s) for (scale, _), phase in zip(arrivals.noise, phases, strict=True)]
-    edges = np.unique(np.concatenate(cells))
+    cells = [_cells(arrivals.noise[i][0], phases[i], span_s) for i in noise]
+    edges = np.unique(np.concatenate([_cells(arrivals.bin_s, 0.0, span_s), *cells]))
     middle = (edges[1:] + edges[:-1]) / 2
     rate = rate_rps[(middle / arrivals.bin_s).astype(int) % len(rate_rps)]
-    if arrivals.noise:
-        rate = rate * _noise(arrivals.noise, phases, middle, seed)
+    if noise:
+        rate = rate * _noise({i: arrivals.noise[i] for i in noise}, phases, middle, seed)
     return edges, np.concatenate(([0], np.cumsum(rate * np.diff(edges))))
 
 
@@ -162,14 +177,13 @@ def _cells(scale_s: float, phase: float, span_s: float) -> np.ndarray:
     return np.maximum((np.arange(int(span_s / scale_s) + 3) - phase) * scale_s, 0.0)
 
 
-def _noise(noise: list[Point], phases: np.ndarray, at_s: np.ndarray, seed: int) -> np.ndarray:
+def _noise(noise: dict[int, Point], phases: np.ndarray, at_s: np.ndarray, seed: int) -> np.ndarray:
     """Relative rate at rising times: with weights in proportion to the standard deviations that are asked for, all
     gammas have the same variance, and the variances add up exactly."""
-    deviations = np.sqrt([variance for _, variance in noise])
-    total = deviations.sum()
+    total = sum(variance**0.5 for _, variance in noise.values())
     relative = np.zeros(len(at_s))
-    for i, (scale, _) in enumerate(noise):
+    for i, (scale, variance) in noise.items():
         cell = (at_s / scale + phases[i]).astype(int)
         gamma = generator(seed, "noise", i).gamma(1 / total**2, total**2, int(cell[-1]) + 1)
-        relative += deviations[i] / total * gamma[cell]
+        relative += variance**0.5 / total * gamma[cell]
     return relative

@@ -7,8 +7,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-TOLERANCE = 0.008  # of a value
-SLACK = 0.0005  # of the probability; nearer to the ends less
+FINE, COARSE = (0.008, 0.0005), (0.03, 0.003)
+"""How far a table may be off: share of a value, and of the probability (nearer to the ends less)."""
 Point = Annotated[tuple[float, float], Field(strict=False)]  # a list will do
 Table = list[Point]
 
@@ -37,13 +37,14 @@ def between(low: float, high: float) -> Callable[[Table], Table]:
     return check
 
 
-def quantiles(values: np.ndarray) -> Table:
-    """As few points as keep the quantile of every probability within TOLERANCE of that of a probability within SLACK
-    (Douglas and Peucker's splitting at the worst point)."""
+def quantiles(values: np.ndarray, precision: tuple[float, float] = FINE) -> Table:
+    """As few points as keep the quantile of every probability near that of a near probability (Douglas and Peucker's
+    splitting at the worst point)."""
+    tolerance, near = precision
     x = np.sort(values).astype(float)
     n, at = len(x), np.arange(len(x))
-    slack = np.minimum(n * SLACK, 0.1 * np.minimum(at, n - 1 - at)).astype(int)
-    margin = TOLERANCE * np.abs(x) + 1e-9
+    slack = np.minimum(n * near, 0.1 * np.minimum(at, n - 1 - at)).astype(int)
+    margin = tolerance * np.abs(x) + 1e-9
     low, high = (x - margin)[at - slack], (x + margin)[at + slack]
     p = at / max(n - 1, 1)
     kept, segments = {0, n - 1}, [(0, n - 1)]

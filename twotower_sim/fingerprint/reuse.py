@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from twotower_sim.draws import uniform
 from twotower_sim.fingerprint.lengths import ranks
-from twotower_sim.fingerprint.quantiles import Part, Table, at, between, quantiles
+from twotower_sim.fingerprint.quantiles import COARSE, Part, Table, at, between, quantiles
 from twotower_sim.requests import Prefixes
 
 COMMON, FEWEST = 0.01, 10
@@ -35,7 +35,8 @@ class Common(Part):
 
 class Reuse(Part):
     """Lists go over strata of input length, of equally many requests. ``continues``: share of requests that continue
-    an earlier one. ``reused``: of these, quantiles (evenly spaced from 0 to 1) of the share of full blocks that is old.
+    an earlier one (with sessions: of later turns). ``reused``: of these, quantiles (evenly spaced from 0 to 1) of the
+    share of full blocks that is old (with sessions: of the blocks of the turn before that could be).
     ``age_s``: since the old blocks were last used."""
 
     block_tokens: int = Field(ge=1, le=1_000_000)
@@ -84,22 +85,22 @@ class _Found:
 
 
 def measure_reuse(
-    prefixes: Prefixes, arrival_s: np.ndarray, input_tokens: np.ndarray, turn: np.ndarray | None, strata: int
+    prefixes: Prefixes, arrival_s: np.ndarray, input_tokens: np.ndarray, previous: np.ndarray | None, strata: int
 ) -> Reuse:
-    """``turn``: of each request in its session, from 0; None where sessions are not known."""
+    """``previous``: the turn before of each request, -1 for a first one; None where sessions are not known."""
     found = _find(prefixes)
     full = input_tokens // prefixes.block_tokens
     continues = (found.shared > found.common) & (full > found.common)
-    if turn is not None:
-        continues &= turn > 0
+    later = np.ones(len(full), bool) if previous is None else previous >= 0
+    continues &= later
     age_s = arrival_s - arrival_s[found.donor]
     warm_s = min(np.quantile(age_s[continues], WARM), arrival_s[-1] / 2) if continues.any() else 0.0
     counted = arrival_s >= warm_s
-    may = counted if turn is None else counted & (turn > 0)
     stratum = (ranks(input_tokens) * strata).astype(int)
     of_stratum = [stratum == s for s in range(strata)]
-    share = np.minimum(found.shared, full) / np.maximum(full, 1)
-    new = ~continues & (turn == 0) if turn is not None else ~continues
+    most = _most(full, previous)
+    share = np.minimum(found.shared, most) / np.maximum(most, 1)
+    new = ~continues if previous is None else ~later
     entries = []
     for i, (before, path) in enumerate(pairwise([(), *found.entries])):
         shares = [_mean((found.entry == i)[of & new]) for of in of_stratum]
@@ -107,10 +108,15 @@ def measure_reuse(
     return Reuse(
         block_tokens=prefixes.block_tokens,
         common=entries,
-        continues=[_mean(continues[of & may]) for of in of_stratum],
+        continues=[_mean(continues[of & counted & later]) for of in of_stratum],
         reused=[_evenly(share[of & continues & counted]) for of in of_stratum],
-        age_s=quantiles(np.round(age_s[continues & counted], 3)) if continues[counted].any() else None,
+        age_s=quantiles(np.round(age_s[continues & counted], 3), COARSE) if continues[counted].any() else None,
     )
+
+
+def _most(full: np.ndarray, previous: np.ndarray | None) -> np.ndarray:
+    """Blocks that a request may share: its full ones, with sessions those of the turn before at most."""
+    return full if previous is None else np.where(previous >= 0, np.minimum(full, full[previous]), 0)
 
 
 def _mean(of: np.ndarray) -> float:
@@ -173,14 +179,14 @@ def draw_prefixes(
     common = np.minimum([*(e.blocks for e in reuse.common), 0], full[:, None])[ids, entry]
     wanted = uniform(seed, "reuse", ids, 1) < np.array(reuse.continues)[stratum]
     share = _draw_shares(reuse, stratum, uniform(seed, "reuse", ids, 2))
-    shared = np.where(wanted, np.minimum(np.maximum(np.rint(share * full).astype(np.int64), 1), full), 0)
+    most = _most(full, previous)
+    shared = np.where(wanted, np.minimum(np.maximum(np.rint(share * most).astype(np.int64), 1), most), 0)
     if previous is None:
         age_s = at(reuse.age_s or [(0, 0), (1, 0)], uniform(seed, "age", ids))
         age_s[~wanted | (age_s > arrival_s)] = np.inf  # what would be continued is from before the first request
         donor, shared = _donors(age_s, arrival_s, shared, full, common)
     else:
         donor = np.where(wanted, previous, -1)
-        shared = np.where(donor >= 0, np.minimum(shared, full[donor]), 0)
     return _hashes(reuse, blocks, entry, common, donor, shared, count)
 
 

@@ -7,7 +7,7 @@ from pydantic import field_validator
 
 from twotower_sim.draws import uniform
 from twotower_sim.fingerprint.lengths import draw_outputs, tokens
-from twotower_sim.fingerprint.quantiles import Part, Table, at, between, quantiles
+from twotower_sim.fingerprint.quantiles import COARSE, Part, Table, at, between, quantiles
 from twotower_sim.requests import MOST_TOKENS, Dependencies, Requests
 
 MOST_TURNS = 100_000
@@ -53,9 +53,9 @@ def measure_sessions(requests: Requests) -> Sessions:
     return Sessions(
         turns=quantiles(np.unique(requests.sessions, return_counts=True)[1]),
         waits_for=waits_for,
-        wait_s=quantiles(np.round(wait_s, 3)) if len(later) else None,
-        first_input_tokens=quantiles(requests.input_tokens[turn == 0]),
-        new_input_tokens=quantiles(new) if len(later) else None,
+        wait_s=quantiles(np.round(wait_s, 3), COARSE) if len(later) else None,
+        first_input_tokens=quantiles(requests.input_tokens[turn == 0], COARSE),
+        new_input_tokens=quantiles(new, COARSE) if len(later) else None,
     )
 
 
