@@ -1,5 +1,6 @@
 """The command line as users meet it: every documented command, every scenario, exit codes, interruption."""
 
+import gzip
 import json
 import os
 import re
@@ -7,7 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from conftest import ROOT
@@ -69,8 +73,21 @@ def test_every_scenario_is_valid_and_says_what_it_is(path):
     assert load_scenario(path).name == path.stem
 
 
-def test_commands_of_the_readme(tmp_path, data):
-    """Every twotower-sim line of the README, as printed, but for where results go."""
+@pytest.fixture
+def mirror(tmp_path, data):
+    """The address of a folder with a public trace under the name that it is fetched by."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    packed = data / "traces" / TRACES["mooncake_conversation"]
+    (folder / "mooncake-conversation.jsonl").write_bytes(gzip.decompress(packed.read_bytes()))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_commands_of_the_readme(tmp_path, data, mirror):
+    """Every twotower-sim line of the README, as printed, but for where results go and where downloads come from."""
     lines = re.findall(r"^\.venv/bin/twotower-sim (.+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
@@ -87,7 +104,9 @@ def test_commands_of_the_readme(tmp_path, data):
                 "--set",
                 "workload.requests=8",
             ]
-        arguments = [str(tmp_path / a) if a.startswith("out/") else a for a in arguments]
+        if arguments[:2] == ["trace", "fetch"]:
+            arguments += ["--from", mirror, "--to", "out"]
+        arguments = [str(tmp_path / a) if a.startswith("out") else a for a in arguments]
         arguments = [str(tmp_path / "trace.json") if a == "trace.json" else a for a in arguments]
         arguments = [a.replace("FILE", str(data / "traces" / TRACES["mooncake_conversation"])) for a in arguments]
         done = call(*arguments)

@@ -3,6 +3,7 @@
 import errno
 import gzip
 import hashlib
+import importlib
 import json
 import re
 import signal
@@ -25,12 +26,14 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from test_cli import call
 
-from twotower_sim import public_traces, trace_fetch
+from twotower_sim import preset, public_traces, trace_fetch
 from twotower_sim.cli import main
 from twotower_sim.errors import InputError
+from twotower_sim.fingerprint import load_fingerprint
 from twotower_sim.readers import FORMATS, Trace, read_trace
 from twotower_sim.requests import Dependencies, Prefixes, Requests
 from twotower_sim.trace_fetch import fetch_traces
+from twotower_sim.trace_fingerprint import fingerprint_trace
 from twotower_sim.trace_report import describe_trace
 from twotower_sim.trace_stats import describe
 from twotower_sim.trace_write import ending, write_trace
@@ -580,6 +583,15 @@ def test_png(tmp_path):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_prompts_that_share_nothing_and_a_single_request(tmp_path, capsys):
+    file = tmp_path / "trace.jsonl"
+    for count in (1, 2):
+        rows = [{"timestamp": at, "input_length": 5, "output_length": 5, "hash_ids": [at]} for at in range(count)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        describe_trace(file, "auto", "fail", tmp_path / "picture.svg")
+        assert "an unbounded cache would hold 0.0% of input tokens; no two begin alike" in capsys.readouterr().out
+
+
 def test_describe_refuses(refused):
     for arguments, said in (
         ([str(EXAMPLES / "azure.csv"), "--plot", "picture.pdf"], "found suffix '.pdf'; allowed: .html, .png, .svg"),
@@ -595,3 +607,134 @@ def test_describe_the_real_traces(data):
     assert (found.reuse.shared_tokens, found.reuse.shared_by) == (512, 12031)
     assert any("a cap: 30 outputs" in oddity for oddity in found.oddities)
     assert any("time stamps are bunched: 90.2%" in oddity for oddity in found.oddities)
+
+
+def test_columns_are_named(tmp_path, refused):
+    file = tmp_path / "log.csv"
+    file.write_text("when,in,out\n2024-01-01T00:00:00Z,5,7\n2024-01-01T00:00:01.5Z,6,8\n")
+    named = [
+        "--column",
+        "arrival=when",
+        "--column",
+        "input_tokens=in",
+        "--column",
+        "output_tokens=out",
+        "--time-unit",
+        "iso",
+    ]
+    done = call("trace", "convert", str(file), str(tmp_path / "out.jsonl"), *named)
+    assert done.returncode == 0, done.stderr
+    requests = read_trace(tmp_path / "out.jsonl").requests
+    assert requests.arrival_ns.tolist() == [0, 1_500_000_000]
+    assert requests.output_tokens.tolist() == [7, 8]
+    for arguments, said in (
+        (named[2:], "--column: arrival=NAME is missing"),
+        ([*named, "--column", "input_token=in"], "--column: found input_token=in (did you mean input_tokens?); allowed: arrival, "),
+        ([*named, "--column", "session"], "--column: found session="),
+        ([*named, "--format", "azure"], "--format: found 'azure'; with --column it is columns, or left out"),
+        (["--time-unit", "ms"], "--time-unit: has no effect without --column"),
+        (["--column", "arrival=at", *named[2:]], "column at is missing"),
+    ):  # fmt: skip
+        assert said in refused("describe", file, *arguments)
+
+
+# ---------------------------------------------------------------------- fingerprints
+
+
+@pytest.fixture
+def chat(tmp_path):
+    """A trace of a thousand requests."""
+    rng = np.random.default_rng(0)
+    requests = Requests(
+        np.cumsum(rng.exponential(2e8, 1000)).astype(np.int64), rng.integers(10, 900, 1000), rng.integers(1, 99, 1000)
+    )
+    write_trace(requests, tmp_path / "chat.csv", ".csv")
+    return tmp_path / "chat.csv"
+
+
+def test_a_fingerprint_is_written_checked_and_drawn_from(chat, tmp_path):
+    out, picture = tmp_path / "chat.yaml", tmp_path / "chat.svg"
+    done = call("trace", "fingerprint", str(chat), str(out), "--check", "--plot", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert f"{out}: fingerprint of 1,000 requests, " in done.stdout
+    (row,) = (line.split() for line in done.stdout.splitlines() if line.strip().startswith("input_tokens p50"))
+    trace = read_trace(chat).requests
+    assert float(row[2]) == pytest.approx(np.median(trace.input_tokens), abs=0.5)
+    assert float(row[3]) == pytest.approx(float(row[2]), rel=0.02)
+    assert out.read_text().startswith(f"# twotower-sim trace fingerprint {chat} {out}\n")
+    assert load_fingerprint(str(out), Path()).source.trace == "chat.csv"
+    assert "<svg" in picture.read_text()
+    drawn = tmp_path / "drawn.jsonl.gz"
+    sample = ["trace", "sample", str(out), str(drawn), "--requests", "3000", "--rate-scale", "2"]
+    done = call(*sample)
+    assert done.returncode == 0, done.stderr
+    requests = read_trace(drawn).requests
+    assert len(requests) == 3000
+    assert requests.arrival_ns[-1] / 1e9 == pytest.approx(300, rel=0.1)  # 5 a second, twice as fast
+    assert np.median(requests.input_tokens) == pytest.approx(np.median(trace.input_tokens), rel=0.02)
+    before = drawn.read_bytes()
+    assert call(*sample).returncode == 0
+    assert drawn.read_bytes() == before
+    assert call(*sample, "--seed", "1").returncode == 0
+    assert drawn.read_bytes() != before
+
+
+def test_fingerprints_of_public_traces_say_what_they_are_and_are_the_shipped_ones(data, tmp_path):
+    for name, file in (
+        ("azure-conversation-2023", "AzureLLMInferenceTrace_conv.csv.gz"),
+        ("mooncake-conversation", "mooncake_conversation_trace.jsonl.gz"),
+    ):
+        path, out = tmp_path / "trace", tmp_path / "out.yaml"
+        path.write_bytes(gzip.decompress((data / "traces" / file).read_bytes()))
+        fingerprint_trace(path, out, "auto", "fail", False, None)
+        shipped = (preset.ROOT / "fingerprints" / f"{name}.yaml").read_text()
+        assert out.read_text().partition("\n")[2] == shipped.partition("\n")[2]
+
+
+def test_fingerprint_and_sample_refuse(chat, tmp_path, refused):
+    out = tmp_path / "drawn.csv"
+    for arguments, said in (
+        (["fingerprint", chat, out, "--plot", "x.svg"], "--plot: has no effect without --check"),
+        (["fingerprint", chat, out, "--check", "--plot", "x.pdf"], "found suffix '.pdf'"),
+        (["fingerprint", chat, "/proc/nowhere.yaml"], "/proc/nowhere.yaml: cannot be written"),
+        (["fingerprint", tmp_path / "nothing", out], "nothing: cannot be read"),
+        (
+            ["sample", "azure", out, "--requests", "9"],
+            "fingerprint 'azure' is neither a preset (azure-conversation-2023, ",
+        ),
+        (["sample", chat, out, "--requests", "9"], "chat.csv"),
+        (["sample", "azure-conversation-2023", tmp_path / "x", "--requests", "9"], "allowed: .jsonl, "),
+        (["sample", "azure-conversation-2023", out], "--requests"),
+        (
+            ["sample", "azure-conversation-2023", out, "--requests", "9", "--rate-scale", "nan"],
+            "--rate-scale: found nan",
+        ),
+    ):
+        assert said in refused(*arguments)
+    assert names_of(tmp_path) == ["chat.csv"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "arguments"),
+    [
+        ("trace_list", "print_list", ["list"]),
+        ("trace_fetch", "fetch_traces", ["fetch", "--all"]),
+        ("trace_report", "read_trace", ["describe", "FILE", "--plot", "OUT.svg"]),
+        ("trace_convert", "write_trace", ["convert", "FILE", "OUT.csv"]),
+        ("trace_fingerprint", "measure", ["fingerprint", "FILE", "OUT.yaml"]),
+        ("trace_fingerprint", "write_trace", ["sample", "azure-conversation-2023", "OUT.csv", "--requests", "9"]),
+    ],
+)
+def test_every_command_can_be_interrupted(chat, tmp_path, monkeypatch, capsys, module, name, arguments):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    module = importlib.import_module(f"twotower_sim.{module}")
+    monkeypatch.setattr(module, name, interrupt)
+    arguments = [a.replace("FILE", str(chat)).replace("OUT", str(tmp_path / "out")) for a in arguments]
+    monkeypatch.setattr(sys, "argv", ["twotower-sim", "trace", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 130
+    assert capsys.readouterr() == ("", "Interrupted; earlier files are as they were.\n")
+    assert names_of(tmp_path) == ["chat.csv"]

@@ -1,11 +1,13 @@
 """Public traces by name: what they are, where they are from and where they are put."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from twotower_sim.errors import InputError
 from twotower_sim.preset import ROOT
 from twotower_sim.yaml_file import load_model
 
@@ -54,6 +56,14 @@ class PublicTrace(NamedTuple):
 def public_traces(registry: Path = REGISTRY) -> dict[str, PublicTrace]:
     sources = load_model(_Registry, registry).sources
     return {name: PublicTrace(name, of, source) for source in sources for name, of in source.traces.items()}
+
+
+def sha256(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def downloads() -> Path:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,7 +12,19 @@ from twotower_sim.errors import InputError
 
 TraceFile = Annotated[Path, typer.Argument(metavar="FILE", help="A trace; plain, .gz, .zst or .parquet.")]
 Format = Annotated[str, typer.Option(help="As trace list shows them; auto goes by the content.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="FIELD=NAME", help=(
+        "Of a file in no known format, the name of the column of a field: arrival, input_tokens, output_tokens, "
+        "first_token, finish, session; to be repeated."
+    )),
+]  # fmt: skip
+TimeUnit = Annotated[Literal["s", "ms", "us", "ns", "iso"] | None, typer.Option(help="Of these columns; default: s.")]
+OUT = typer.Argument(metavar="OUT", help="*.jsonl (Mooncake), *.csv (Azure; both also .gz or .zst), *.parquet.")
 OnError = Annotated[Literal["fail", "skip"], typer.Option(help="What to do about malformed rows.")]
+
+if TYPE_CHECKING:
+    from twotower_sim import readers
 
 trace_app = typer.Typer(no_args_is_help=True, help="Get, look at, convert, fingerprint and draw traces of requests.")
 
@@ -63,23 +75,25 @@ def fetch(
 def describe(
     file: TraceFile,
     format: Format = "auto",
+    column: Columns = None,
+    time_unit: TimeUnit = None,
     on_error: OnError = "fail",
     plot: Annotated[Path | None, typer.Option(help="Also draw it to this file (.html, .png or .svg).")] = None,
 ) -> None:
     """Print what a trace is like: rates, bursts, lengths, shared prefixes, sessions, and what looks odd."""
     from twotower_sim.trace_report import describe_trace
 
-    describe_trace(file, _known(format), on_error, plot)
+    describe_trace(file, _format(format, column, time_unit), on_error, plot)
 
 
 @trace_app.command()
 @_interruptible
 def convert(
     file: TraceFile,
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="*.jsonl (Mooncake), *.csv (Azure; both .gz or .zst), *.parquet.")
-    ],
+    out: Annotated[Path, OUT],
     format: Format = "auto",
+    column: Columns = None,
+    time_unit: TimeUnit = None,
     on_error: OnError = "fail",
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many requests.")] = None,
     window: Annotated[
@@ -89,14 +103,78 @@ def convert(
     """Write a trace, or a part of it, in another format; what that cannot hold is said."""
     from twotower_sim.trace_convert import convert_trace
 
-    convert_trace(file, out, _known(format), on_error, limit, window)
+    convert_trace(file, out, _format(format, column, time_unit), on_error, limit, window)
 
 
-def _known(format: str) -> str:
+@trace_app.command()
+@_interruptible
+def fingerprint(
+    file: TraceFile,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write (YAML).")],
+    format: Format = "auto",
+    column: Columns = None,
+    time_unit: TimeUnit = None,
+    on_error: OnError = "fail",
+    check: Annotated[bool, typer.Option("--check", help="Print how near a drawn trace comes.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="With --check: draw both (.html, .png or .svg).")] = None,
+) -> None:
+    """Measure figures of a trace from which ones like it can be drawn, of any length and rate (kind: fingerprint)."""
+    from twotower_sim.trace_fingerprint import fingerprint_trace
+
+    if plot and not check:
+        raise InputError("trace fingerprint --plot: has no effect without --check")
+    fingerprint_trace(file, out, _format(format, column, time_unit), on_error, check, plot)
+
+
+@trace_app.command()
+@_interruptible
+def sample(
+    fingerprint: Annotated[str, typer.Argument(metavar="FINGERPRINT", help="A file, or the name of a shipped one.")],
+    out: Annotated[Path, OUT],
+    requests: Annotated[int, typer.Option(min=1, help="How many.")],
+    rate_scale: Annotated[float, typer.Option(help="Times the rate at every moment.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Another one draws another trace.")] = 0,
+) -> None:
+    """Draw a trace from a fingerprint."""
+    from twotower_sim.trace_fingerprint import sample_trace
+
+    if not 1e-6 <= rate_scale <= 1e6:
+        raise InputError(f"--rate-scale: found {rate_scale:g}; expected a number from 1e-06 to 1e+06")
+    sample_trace(fingerprint, out, requests, rate_scale, seed)
+
+
+FIELDS = {
+    "arrival": True,
+    "input_tokens": True,
+    "output_tokens": True,
+    "first_token": False,
+    "finish": False,
+    "session": False,
+}
+"""Whether a column has to be named."""
+
+
+def _format(name: str, columns: list[str] | None, time_unit: TimeUnit) -> "readers.Format":
     from twotower_sim.readers import FORMATS
+    from twotower_sim.readers.columns import Columns
     from twotower_sim.yaml_file import did_you_mean
 
-    if format != "auto" and format not in FORMATS:
-        close = did_you_mean(format, FORMATS)
-        raise InputError(f"--format: found {format!r:.99}{close}; allowed: auto, {', '.join(FORMATS)}")
-    return format
+    if name != "auto" and name not in FORMATS:
+        raise InputError(
+            f"--format: found {name!r:.99}{did_you_mean(name, FORMATS)}; allowed: auto, {', '.join(FORMATS)}"
+        )
+    if not columns:
+        if time_unit:
+            raise InputError("--time-unit: has no effect without --column; formats have units of their own")
+        return name
+    if name not in ("auto", "columns"):
+        raise InputError(f"--format: found {name!r}; with --column it is columns, or left out")
+    named = {field: column for field, _, column in (text.partition("=") for text in columns)}
+    for field, column in named.items():
+        if field not in FIELDS or not column:
+            raise InputError(
+                f"--column: found {field}={column}{did_you_mean(field, FIELDS)}; allowed: {', '.join(FIELDS)}=NAME"
+            )
+    if missing := [field for field, needed in FIELDS.items() if needed and field not in named]:
+        raise InputError(f"--column: {missing[0]}=NAME is missing")
+    return Columns(**named, time_unit=time_unit or "s")

@@ -5,7 +5,7 @@ from math import inf
 from pathlib import Path
 
 from twotower_sim.errors import InputError
-from twotower_sim.readers import OnError, read_trace
+from twotower_sim.readers import Format, OnError, read_trace
 from twotower_sim.result import all_or_nothing
 from twotower_sim.trace_write import ending, write_trace
 from twotower_sim.workload import skipped, window
@@ -14,7 +14,7 @@ from twotower_sim.workload import skipped, window
 def convert_trace(
     path: Path,
     out: Path,
-    format: str,
+    format: Format,
     on_error: OnError,
     limit: int | None,
     window_s: tuple[float, float] | None,

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pooch import HTTPDownloader, file_hash
+from pooch import HTTPDownloader
 from requests.exceptions import HTTPError, RequestException
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from twotower_sim.errors import InputError
-from twotower_sim.public_traces import PublicTrace, downloads, public_traces
+from twotower_sim.public_traces import PublicTrace, downloads, public_traces, sha256
 from twotower_sim.readers import read_trace
 from twotower_sim.result import all_or_nothing
 from twotower_sim.yaml_file import did_you_mean
@@ -40,7 +40,7 @@ def _fetch(trace: PublicTrace, target: Path, mirror: str | None, force: bool) ->
     record = target.with_name(f"{target.name}.sha256")
     expected = trace.of.sha256 or _recorded(record)
     if target.is_file() and not force:
-        found = _hash(target)
+        found = sha256(target)
         if expected is None:
             with all_or_nothing() as stage:
                 _record(trace, target, str(target), found, stage(record))
@@ -55,7 +55,7 @@ def _fetch(trace: PublicTrace, target: Path, mirror: str | None, force: bool) ->
         file = stage(target)
         with _bar(trace.name) as bar:
             _download(url, file, bar, f"By hand: put it at {target}" + (f", from {trace.url}" if mirror else ""))
-        found, megabytes = _hash(file), f"{file.stat().st_size / 1e6:.1f} MB"
+        found, megabytes = sha256(file), f"{file.stat().st_size / 1e6:.1f} MB"
         if expected is None:
             _record(trace, file, url, found, stage(record))
             return f"{target}, {megabytes}; {_now_known(found)}"
@@ -89,13 +89,6 @@ def _recorded(record: Path) -> str | None:
         return None
     words = record.read_text(errors="replace").split()
     return words[0] if words else None
-
-
-def _hash(file: Path) -> str:
-    try:
-        return file_hash(str(file))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def _download(url: str, file: Path, bar: Any, by_hand: str) -> None:

@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from twotower_sim.preset import names
 from twotower_sim.public_traces import downloads, public_traces
 from twotower_sim.readers import FORMATS
 
@@ -19,6 +20,7 @@ def print_list() -> None:
     console.print(public)
     there = [name for name, trace in traces.items() if (folder / trace.file).is_file()]
     print(f"In {folder}: {', '.join(there) or 'none yet'}. To get one: twotower-sim trace fetch NAME\n")
+    print(f"Fingerprints, to draw from: {', '.join(names('fingerprints'))}\n")
     formats = _table("Formats that are read", "Name", "What")
     for name, family in FORMATS.items():
         formats.add_row(name, _first(family.__doc__ or ""))

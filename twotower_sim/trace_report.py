@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from twotower_sim.pairs_plot import check_plot
-from twotower_sim.readers import OnError, Trace, read_trace
+from twotower_sim.readers import Format, OnError, Trace, read_trace
 from twotower_sim.result import all_or_nothing
 from twotower_sim.trace_plot import plot_trace
 from twotower_sim.trace_stats import QUANTILES, Arrivals, Reuse, Sessions, Spread, TraceStats, describe
 from twotower_sim.workload import skipped
 
 
-def describe_trace(path: Path, format: str, on_error: OnError, plot: Path | None) -> None:
+def describe_trace(path: Path, format: Format, on_error: OnError, plot: Path | None) -> None:
     """Print what a trace is like, and draw it to ``plot``. Raises InputError."""
     if plot:
         check_plot(plot)
@@ -85,6 +85,7 @@ def _prefixes(of: Reuse | None) -> str:
     if of is None:
         return "Prefixes    not in the trace"
     common = f"{of.shared_by:,} requests begin with the same {of.shared_tokens:,}"
+    common = common if of.shared_by > 1 else "no two begin alike"
     held = f"an unbounded cache would hold {of.hit_ratio:.1%} of input tokens"
     return f"Prefixes    blocks of {of.block_tokens} tokens; {held}; {common}"
 
