@@ -42,6 +42,7 @@ from twotower_sim.requests import Requests
 from twotower_sim.result import all_or_nothing, write_json
 from twotower_sim.rounds import Task
 from twotower_sim.scenario import load_scenario
+from twotower_sim.scenario_workload import ClosedLoopWorkload
 from twotower_sim.simulation import Run, prepare, round_engine
 from twotower_sim.validation_report import (
     Report,
@@ -366,7 +367,7 @@ def _arrivals(run: Run) -> tuple[Arrivals, Callable[[int], None]]:
     """Arrivals that are known from the start, and what to do when a request completes."""
     load, requests = run.scenario.workload, run.requests
     ids = np.delete(np.arange(len(requests)), run.rejected).tolist()
-    if not isinstance(load, ask.ClosedLoopWorkload):
+    if not isinstance(load, ClosedLoopWorkload):
         arrivals = [(int(requests.arrival_ns[request]), request) for request in ids]
         heapify(arrivals)
         return arrivals, lambda now_ns: None

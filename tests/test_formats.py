@@ -583,6 +583,6 @@ def test_options_that_do_not_go_with_columns(option):
 
 
 def test_scenarios_know_every_format():
-    from twotower_sim.scenario import TraceFormat
+    from twotower_sim.scenario_workload import TraceFormat
 
     assert set(TraceFormat.__args__) == {"auto", *FORMATS}

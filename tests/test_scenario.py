@@ -519,7 +519,9 @@ def options(model: type[BaseModel], prefix: str = ""):
 def test_every_option_is_listed():
     same = ("workload.ClosedLoopWorkload", "LognormalLength")  # drawn as for synthetic load
     found = {key for key in options(Scenario) if not all(part in key for part in same)}
-    found -= {key for key in found if "session_starts" in key and "PoissonArrivals" not in key}  # drawn as for synthetic load
+    found -= {
+        key for key in found if "session_starts" in key and "PoissonArrivals" not in key
+    }  # drawn as for synthetic load
     assert found | {"deployment.tensor_parallel"} == set(OPTIONS)  # a number, or one a tower
 
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from twotower_sim import scenario as ask
 from twotower_sim.commits import CommitLaw, ConstantCommits, FittedCommits, PerRequestCommits
-from twotower_sim.draws import uniform
 from twotower_sim.errors import InputError
 from twotower_sim.model import Tower
 from twotower_sim.plan import BlockPlans
@@ -75,16 +74,6 @@ def luck_of(
     if len(used) > 1:
         plans = BlockPlans(PerRequestCommits(laws, levels), scenario.seed, output_tokens)
     return BlockLuck(gammas, levels, queue, plans, by_level), source
-
-
-def classes_of(scenario: ask.Scenario, requests: int) -> np.ndarray:
-    """Index of each request's class, drawn by the shares of ``workload.classes``; 0 without classes. Raises InputError
-    for a mix, whose parts say which classes their own requests have."""
-    if isinstance(scenario.workload, ask.MixWorkload):
-        raise InputError("workload.kind: found mix; requests that come from elsewhere are of no part of it")
-    shares = list((scenario.workload.classes or {"": 1.0}).values())
-    edges = np.cumsum(shares)[:-1]
-    return np.searchsorted(edges, uniform(scenario.seed, "class", np.arange(requests)), side="right")
 
 
 def load_section(section: Section, name: str, base: Path, warnings: list[str]) -> Profile:

@@ -2,37 +2,32 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from twotower_sim import scenario as ask
-from twotower_sim import workload
 from twotower_sim.admission import ADMISSION
-from twotower_sim.arrivals import arrivals
 from twotower_sim.costing import drafter_of, latency_of
 from twotower_sim.decoders import BlockDecoder, BurstDecoder, TokenDecoder
-from twotower_sim.draws import seed_of
 from twotower_sim.engine import Engine
 from twotower_sim.errors import InputError
-from twotower_sim.fingerprint import draw, load_fingerprint
 from twotower_sim.fleet import Fleet
 from twotower_sim.gpu import Gpu, load_gpu
 from twotower_sim.kv_cache import Cache, KvCache, PrefixCache, check_block_tokens
 from twotower_sim.latency import Latency
-from twotower_sim.luck import BlockLuck, classes_of, load_section, luck_of
+from twotower_sim.load import classes_of, load_requests
+from twotower_sim.luck import BlockLuck, load_section, luck_of
 from twotower_sim.memory import NO_DRAFTER, MemoryPlan, plan_memory
-from twotower_sim.mix import mix
 from twotower_sim.model import Tower, load_tower
 from twotower_sim.plan import Bursts
 from twotower_sim.policy import POLICIES
 from twotower_sim.profile import Profile
-from twotower_sim.readers.columns import Columns
 from twotower_sim.records import Records
 from twotower_sim.replica import Limits, Round
 from twotower_sim.requests import Requests
 from twotower_sim.rounds import Passes, RoundEngine, Task
+from twotower_sim.scenario_workload import ClosedLoopWorkload
 from twotower_sim.schedule import BlockSchedule, Schedule, Sequence, TokenSchedule
 from twotower_sim.servers import ContextServer, DenoiserServer, TandemTask
 from twotower_sim.tandem import Tandem
@@ -97,7 +92,7 @@ def prepare(scenario: ask.Scenario, base: Path = Path(), given: Requests | None 
     memory = _memory(scenario, tower, gpu, base)
     if memory.overcommitted:
         warnings.append(f"memory is taken as given, though {memory.overcommitted}")
-    requests, classes, notes = (given, classes_of(scenario, len(given)), []) if given else _load(scenario, base)
+    requests, classes, notes = (given, classes_of(scenario, len(given)), []) if given else load_requests(scenario, base)
     warnings += notes
     warnings += _prefix_cache_warnings(scenario, tower, requests)
     latency, provenance = latency_of(scenario, tower, gpu, base, profile, warnings)
@@ -182,7 +177,7 @@ def simulate(run: Run, observe: Observer | None = None, progress: Callable[[int]
     """Replay the requests; fills ``records`` and ``engines``. ``progress`` hears how many requests have arrived (in a
     closed loop, completed)."""
     scenario, requests = run.scenario, run.requests
-    users = scenario.workload if isinstance(scenario.workload, ask.ClosedLoopWorkload) else None
+    users = scenario.workload if isinstance(scenario.workload, ClosedLoopWorkload) else None
     live = users is not None or requests.after is not None
     run.records = Records(len(requests))
     run.latency.extrapolated.clear()
@@ -392,63 +387,6 @@ def _sequences(run: Run) -> Callable[[int], Sequence]:
         return task(request, *lengths)
 
     return sequence
-
-
-def _load(scenario: ask.Scenario, base: Path) -> tuple[Requests, np.ndarray, list[str]]:
-    """Requests, the class of each, and what there is to say of them."""
-    load = scenario.workload
-    if isinstance(load, ask.MixWorkload):
-        return _mix(scenario, load, base)
-    requests, notes = _workload(scenario, load, base)
-    return requests, classes_of(scenario, len(requests)), notes
-
-
-def _mix(scenario: ask.Scenario, load: ask.MixWorkload, base: Path) -> tuple[Requests, np.ndarray, list[str]]:
-    parts, classes, notes, names = {}, [], [], 0
-    for name, part in load.parts.items():
-        own = scenario.model_copy(update={"workload": part.workload, "seed": seed_of(scenario.seed, name)})
-        try:
-            parts[name], of_part, said = _load(own, base)
-        except InputError as error:
-            raise InputError(f"workload.parts.{name}: {error}") from None
-        classes.append(of_part + names)
-        notes += [f"{name}: {note}" for note in said]
-        names += len(part.classes)
-    mixed = mix(parts, load.shares, load.rate_rps, load.requests)
-    of_request = np.zeros(len(mixed.requests), np.int64)
-    for index, of_part in enumerate(classes):
-        mine = mixed.part == index
-        of_request[mine] = of_part[: mine.sum()]
-    return mixed.requests, of_request, notes + mixed.notes
-
-
-def _workload(
-    scenario: ask.Scenario, load: ask.OpenWorkload | ask.ClosedLoopWorkload, base: Path
-) -> tuple[Requests, list[str]]:
-    seed = scenario.seed
-    if isinstance(load, ask.TraceWorkload):
-        options = load.model_dump(exclude={"kind", "path", "classes", "session_starts", "columns", "time_unit"})
-        if load.columns:
-            options["format"] = Columns(**load.columns.model_dump(), time_unit=load.time_unit)
-        starts = partial(arrivals, seed=seed, **load.session_starts.model_dump()) if load.session_starts else None
-        block_tokens = scenario.memory.kv_block_tokens
-        trace = workload.trace(base / load.path, **options, starts=starts, block_tokens=block_tokens, seed=seed)
-        return trace.requests, [f"trace: {note}" for note in trace.notes]
-    if isinstance(load, ask.FingerprintWorkload):
-        found = load_fingerprint(load.fingerprint, base)
-        return draw(found, load.requests, load.rate_scale, seed), [
-            f"fingerprint: {note}" for note in found.source.notes
-        ]
-    lengths = [
-        workload.lengths(count=load.requests, seed=seed, stream=stream, **length.model_dump())
-        for stream, length in (("input", load.input_tokens), ("output", load.output_tokens))
-    ]
-    if isinstance(load, ask.SyntheticWorkload):
-        arrival_ns = arrivals(load.requests, seed, **load.arrivals.model_dump())
-    else:
-        arrival_ns = np.zeros(load.requests, np.int64)
-    input_tokens, output_tokens = lengths
-    return Requests(arrival_ns, input_tokens, output_tokens), []
 
 
 def _oversized(scenario: ask.Scenario, tower: Tower, requests: Requests, memory: MemoryPlan) -> np.ndarray:
