@@ -132,7 +132,7 @@ def test_requests_come_in_order_of_arrival_and_ties_in_file_order(tmp_path):
     ("text", "said"),
     [
         ("", "is empty"),
-        ("hello\n", ":1: not a known trace format (mooncake, mooncake_delta, agentic_mooncake, azure,"),
+        ("hello\n", ":1: not a known trace format: the file starts with 'hello'; known are mooncake, "),
         (MOONCAKE + "{", ":2: not a JSON object"),
         (MOONCAKE + "[1]\n", ":2: not a JSON object"),
         (MOONCAKE + '{"timestamp": 1, "input_length": 5}\n', ":2: output_length is missing"),
@@ -176,6 +176,10 @@ def test_requests_come_in_order_of_arrival_and_ties_in_file_order(tmp_path):
         (AZURE + "2023-11-16 18:15:46,99999999999999999999,1\n", ":3: ContextTokens"),
         ("\n" + AZURE + "2023-11-16 18:15:46,x,1\n", ":4: ContextTokens"),
         ("\nhello\n", ":2: not a known trace format"),
+        (
+            AZURE.replace("Generated", "Made"),
+            ":1: not a known trace format: the file starts with 'TIMESTAMP,ContextTokens,MadeTokens'; azure has the column GeneratedTokens too",
+        ),
         ("\n\n", "is empty"),
         (",\n" + AZURE, ":1: not a known trace format"),
         *((AZURE + f"2023-11-16 18:15:46,{n},1\n", ":3: ContextTokens") for n in ("1_00", "+44", "\u0664", "4 4", "")),

@@ -12,7 +12,7 @@ from twotower_sim.errors import InputError
 CHUNK = 1 << 20
 LONGEST_LINE = 64 << 20
 """Bytes, or so."""
-BOMB_BYTES, BOMB_RATIO = 1 << 30, 500
+BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
 """A file that unpacks to more bytes than this and to so many times its size is no trace; text packs 3 to 50 times."""
 
 

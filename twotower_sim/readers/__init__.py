@@ -192,5 +192,19 @@ def _sniff(of: Items) -> str:
             return name
     found = f"keys {', '.join(of.head)}" if isinstance(of.head, dict) else repr(",".join(of.head))
     raise InputError(
-        f"{of.where(of.start)}: not a known trace format ({', '.join(FORMATS)}); the file starts with {found:.99}"
+        f"{of.where(of.start)}: not a known trace format: the file starts with {found:.99}{_nearest(of)}; "
+        f"known are {', '.join(FORMATS)}"
     )
+
+
+def _nearest(of: Items) -> str:
+    """What a table lacks of the format of which it has most."""
+    lacks = {}
+    for name, family in FORMATS.items():
+        needed = set(getattr(family, "COLUMNS", ()))
+        if len(needed - set(of.head)) < len(needed) / 2:
+            lacks[name] = sorted(needed - set(of.head))
+    if isinstance(of.head, dict) or not lacks:
+        return ""
+    name = min(lacks, key=lambda name: len(lacks[name]))
+    return f"; {name} has the column {', '.join(lacks[name])} too"
