@@ -26,17 +26,19 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from test_cli import call
 
-from twotower_sim import preset, public_traces, trace_fetch
+from twotower_sim import preset
 from twotower_sim.cli import main
 from twotower_sim.errors import InputError
 from twotower_sim.fingerprint import load_fingerprint
 from twotower_sim.readers import FORMATS, Trace, read_trace
 from twotower_sim.requests import Dependencies, Prefixes, Requests
-from twotower_sim.trace_fetch import fetch_traces
-from twotower_sim.trace_fingerprint import fingerprint_trace
-from twotower_sim.trace_report import describe_trace
-from twotower_sim.trace_stats import describe
-from twotower_sim.trace_write import ending, write_trace
+from twotower_sim.trace import fetch as fetching
+from twotower_sim.trace import public
+from twotower_sim.trace.fetch import fetch_traces
+from twotower_sim.trace.fingerprint import fingerprint_trace
+from twotower_sim.trace.report import describe_trace
+from twotower_sim.trace.stats import describe
+from twotower_sim.trace.write import ending, write_trace
 
 EXAMPLES = ROOT / "traces" / "examples"
 AZURE, MOONCAKE = ((EXAMPLES / name).read_bytes() for name in ("azure.csv", "mooncake.jsonl"))
@@ -83,8 +85,8 @@ def fetch(host, tmp_path, monkeypatch):
     registry = tmp_path / "registry.yaml"
     source = f"{{repository: a/b, commit: {'0' * 40}, licence: MIT, attribution: Somebody, traces: {{small: {{path: x.csv, sha256: {HASH}, requests: 3, span_s: 1}}, unknown: {{path: y.jsonl, sha256: null, requests: 3, span_s: 1}}}}}}"
     registry.write_text(f"sources: [{source}]")
-    traces = public_traces.public_traces(registry)
-    monkeypatch.setattr(trace_fetch, "public_traces", lambda: traces)
+    traces = public.public_traces(registry)
+    monkeypatch.setattr(fetching, "public_traces", lambda: traces)
     folder = tmp_path / "to"
 
     def run(how="good", names=("small",), force=False):
@@ -116,7 +118,7 @@ def names_of(folder):
 def test_list():
     done = call("trace", "list")
     assert done.returncode == 0, done.stderr
-    for name, trace in public_traces.public_traces().items():
+    for name, trace in public.public_traces().items():
         (row,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == [name])
         assert {f"{trace.of.requests:,}", trace.source.licence, trace.source.repository} <= set(row)
     for name, what in (
@@ -127,7 +129,7 @@ def test_list():
 
 
 def test_the_registry_is_what_scenarios_and_the_readme_say():
-    files = {trace.file: trace for trace in public_traces.public_traces().values()}
+    files = {trace.file: trace for trace in public.public_traces().values()}
     for name in ("azure_conversation", "mooncake_conversation"):
         text = (ROOT / "scenarios" / f"{name}.yaml").read_text()
         assert sum(f"../traces/downloads/{file}\n" in text for file in files) == 1
@@ -135,11 +137,11 @@ def test_the_registry_is_what_scenarios_and_the_readme_say():
         files["mooncake-toolagent.jsonl"].url
         == "https://raw.githubusercontent.com/kvcache-ai/Mooncake/3b5a594133958449a1feaf1c9e0fc1b553e34a28/FAST25-release/traces/toolagent_trace.jsonl"
     )
-    assert public_traces.downloads().resolve() == ROOT / "traces" / "downloads"
+    assert public.downloads().resolve() == ROOT / "traces" / "downloads"
 
 
 def test_the_registry_has_the_hashes_of_the_real_traces(data):
-    traces = public_traces.public_traces()
+    traces = public.public_traces()
     for name, file in (
         ("azure-conversation-2023", "AzureLLMInferenceTrace_conv.csv.gz"),
         ("mooncake-conversation", "mooncake_conversation_trace.jsonl.gz"),
@@ -212,7 +214,7 @@ BY_HAND = "By hand: put it at .*to/small.csv, from https://raw.githubusercontent
     ],
 )  # fmt: skip
 def test_every_failure_says_what_to_do_and_changes_nothing(fetch, monkeypatch, how, said):
-    monkeypatch.setattr(trace_fetch, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(fetching, "TIMEOUT_S", 0.3)
     if how == "refused":
         with socket.create_server(("127.0.0.1", 0)) as free:
             how = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -237,7 +239,7 @@ def test_a_full_disk(fetch, monkeypatch):
     def full(self, url, file, pooch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(trace_fetch.HTTPDownloader, "__call__", full)
+    monkeypatch.setattr(fetching.HTTPDownloader, "__call__", full)
     with pytest.raises(InputError, match="to/small.csv: cannot be written: No space left on device"):
         fetch()
     assert not fetch.folder.exists()
@@ -274,7 +276,7 @@ def test_ctrl_c_leaves_no_half_file(host, tmp_path):
 
 
 def test_progress_is_drawn_on_a_terminal(fetch, monkeypatch, capsys):
-    monkeypatch.setattr(trace_fetch, "Console", partial(trace_fetch.Console, force_terminal=True, width=100))
+    monkeypatch.setattr(fetching, "Console", partial(fetching.Console, force_terminal=True, width=100))
     fetch()
     said = capsys.readouterr().err
     assert "small" in said
@@ -717,19 +719,19 @@ def test_fingerprint_and_sample_refuse(chat, tmp_path, refused):
 @pytest.mark.parametrize(
     ("module", "name", "arguments"),
     [
-        ("trace_list", "print_list", ["list"]),
-        ("trace_fetch", "fetch_traces", ["fetch", "--all"]),
-        ("trace_report", "read_trace", ["describe", "FILE", "--plot", "OUT.svg"]),
-        ("trace_convert", "write_trace", ["convert", "FILE", "OUT.csv"]),
-        ("trace_fingerprint", "measure", ["fingerprint", "FILE", "OUT.yaml"]),
-        ("trace_fingerprint", "write_trace", ["sample", "azure-conversation-2023", "OUT.csv", "--requests", "9"]),
+        ("catalogue", "print_list", ["list"]),
+        ("fetch", "fetch_traces", ["fetch", "--all"]),
+        ("report", "read_trace", ["describe", "FILE", "--plot", "OUT.svg"]),
+        ("convert", "write_trace", ["convert", "FILE", "OUT.csv"]),
+        ("fingerprint", "measure", ["fingerprint", "FILE", "OUT.yaml"]),
+        ("fingerprint", "write_trace", ["sample", "azure-conversation-2023", "OUT.csv", "--requests", "9"]),
     ],
 )
 def test_every_command_can_be_interrupted(chat, tmp_path, monkeypatch, capsys, module, name, arguments):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    module = importlib.import_module(f"twotower_sim.{module}")
+    module = importlib.import_module(f"twotower_sim.trace.{module}")
     monkeypatch.setattr(module, name, interrupt)
     arguments = [a.replace("FILE", str(chat)).replace("OUT", str(tmp_path / "out")) for a in arguments]
     monkeypatch.setattr(sys, "argv", ["twotower-sim", "trace", *arguments])

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from twotower_sim.errors import InputError
-from twotower_sim.trace_cli import trace_app
+from twotower_sim.trace.cli import trace_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "Simulate deployments of Nemotron-TwoTower (block diffusion with two towers) and of its autoregressive baseline."

@@ -10,8 +10,8 @@ from rich.table import Table
 from twotower_sim.pairs_plot import check_plot
 from twotower_sim.readers import Format, OnError, Trace, read_trace
 from twotower_sim.result import all_or_nothing
-from twotower_sim.trace_plot import plot_trace
-from twotower_sim.trace_stats import QUANTILES, Arrivals, Reuse, Sessions, Spread, TraceStats, describe
+from twotower_sim.trace.plot import plot_trace
+from twotower_sim.trace.stats import QUANTILES, Arrivals, Reuse, Sessions, Spread, TraceStats, describe
 from twotower_sim.workload import skipped
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from twotower_sim.pairs_plot import load_altair, save
 from twotower_sim.readers import Trace
 from twotower_sim.requests import Requests
-from twotower_sim.trace_stats import reused_tokens, spread_arrivals
+from twotower_sim.trace.stats import reused_tokens, spread_arrivals
 
 WIDTH, HEIGHT = 380, 200  # pixels of a panel
 BINS_S = (1, 10, 60, 600, 3600, 86_400)

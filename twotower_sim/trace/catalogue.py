@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from twotower_sim.preset import names
-from twotower_sim.public_traces import downloads, public_traces
 from twotower_sim.readers import FORMATS
+from twotower_sim.trace.public import downloads, public_traces
 
 
 def print_list() -> None:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from twotower_sim.errors import InputError
-from twotower_sim.public_traces import PublicTrace, downloads, public_traces, sha256
 from twotower_sim.readers import read_trace
 from twotower_sim.result import all_or_nothing
+from twotower_sim.trace.public import PublicTrace, downloads, public_traces, sha256
 from twotower_sim.yaml_file import did_you_mean
 
 TIMEOUT_S = 30.0

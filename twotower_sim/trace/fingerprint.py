@@ -11,10 +11,10 @@ from twotower_sim import workload
 from twotower_sim.errors import InputError
 from twotower_sim.fingerprint import Comparison, compare, draw, load_fingerprint, measure, plot_comparison, text_of
 from twotower_sim.pairs_plot import check_plot
-from twotower_sim.public_traces import public_traces, sha256
 from twotower_sim.readers import Format, OnError
 from twotower_sim.result import all_or_nothing
-from twotower_sim.trace_write import ending, write_trace
+from twotower_sim.trace.public import public_traces, sha256
+from twotower_sim.trace.write import ending, write_trace
 
 
 def fingerprint_trace(path: Path, out: Path, format: Format, on_error: OnError, check: bool, plot: Path | None) -> None:

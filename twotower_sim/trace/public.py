@@ -68,7 +68,7 @@ def sha256(file: Path) -> str:
 
 def downloads() -> Path:
     """traces/downloads in the checkout; where the package is installed elsewhere, in the working directory."""
-    checkout = Path(__file__).parent.parent
+    checkout = Path(__file__).parent.parent.parent
     base = checkout if (checkout / "traces" / "README.md").is_file() else Path()
     folder = base / "traces" / "downloads"
     here = os.path.relpath(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from twotower_sim.errors import InputError
 from twotower_sim.readers import Format, OnError, read_trace
 from twotower_sim.result import all_or_nothing
-from twotower_sim.trace_write import ending, write_trace
+from twotower_sim.trace.write import ending, write_trace
 from twotower_sim.workload import skipped, window
 
 

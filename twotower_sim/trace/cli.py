@@ -45,7 +45,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 @_interruptible
 def list_() -> None:
     """List public traces, shipped fingerprints, and the formats that are read."""
-    from twotower_sim.trace_list import print_list
+    from twotower_sim.trace.catalogue import print_list
 
     print_list()
 
@@ -62,8 +62,8 @@ def fetch(
     force: Annotated[bool, typer.Option("--force", help="Download again what is there, and replace it.")] = False,
 ) -> None:
     """Download public traces, checked by their hashes; what is there already is not fetched again."""
-    from twotower_sim.public_traces import public_traces
-    from twotower_sim.trace_fetch import fetch_traces
+    from twotower_sim.trace.fetch import fetch_traces
+    from twotower_sim.trace.public import public_traces
 
     if bool(names) == all:
         raise InputError(f"trace fetch: expected names, or --all for {', '.join(public_traces())}")
@@ -81,7 +81,7 @@ def describe(
     plot: Annotated[Path | None, typer.Option(help="Also draw it to this file (.html, .png or .svg).")] = None,
 ) -> None:
     """Print what a trace is like: rates, bursts, lengths, shared prefixes, sessions, and what looks odd."""
-    from twotower_sim.trace_report import describe_trace
+    from twotower_sim.trace.report import describe_trace
 
     describe_trace(file, _format(format, column, time_unit), on_error, plot)
 
@@ -101,7 +101,7 @@ def convert(
     ] = None,
 ) -> None:
     """Write a trace, or a part of it, in another format; what that cannot hold is said."""
-    from twotower_sim.trace_convert import convert_trace
+    from twotower_sim.trace.convert import convert_trace
 
     convert_trace(file, out, _format(format, column, time_unit), on_error, limit, window)
 
@@ -119,7 +119,7 @@ def fingerprint(
     plot: Annotated[Path | None, typer.Option(help="With --check: draw both (.html, .png or .svg).")] = None,
 ) -> None:
     """Measure figures of a trace from which ones like it can be drawn, of any length and rate (kind: fingerprint)."""
-    from twotower_sim.trace_fingerprint import fingerprint_trace
+    from twotower_sim.trace.fingerprint import fingerprint_trace
 
     if plot and not check:
         raise InputError("trace fingerprint --plot: has no effect without --check")
@@ -136,7 +136,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Another one draws another trace.")] = 0,
 ) -> None:
     """Draw a trace from a fingerprint."""
-    from twotower_sim.trace_fingerprint import sample_trace
+    from twotower_sim.trace.fingerprint import sample_trace
 
     if not 1e-6 <= rate_scale <= 1e6:
         raise InputError(f"--rate-scale: found {rate_scale:g}; expected a number from 1e-06 to 1e+06")
