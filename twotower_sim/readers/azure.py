@@ -1,5 +1,5 @@
-"""Azure LLM inference traces (Azure/AzurePublicDataset, 2023 and 2024; of 2025 with NumImages): CSV with the columns
-TIMESTAMP ("YYYY-MM-DD HH:MM:SS.fffffff", the zone, if any, UTC), ContextTokens and GeneratedTokens."""
+"""Azure LLM inference traces (Azure/AzurePublicDataset): CSV with the columns TIMESTAMP ("YYYY-MM-DD HH:MM:SS.fffffff",
+the zone, if any, UTC), ContextTokens and GeneratedTokens; that of 2025 has NumImages, too."""
 
 import re
 from collections.abc import Callable
