@@ -64,6 +64,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         f"Requests    {counts['completed']:,} of {counts['arrived']:,} completed in {use['duration_s']:,.1f} s, "
         f"{counts['rejected']:,} rejected, {counts['preemptions']:,} preemptions, {counts['rounds']:,} rounds",
         *_measured(summary),
+        f"Load        {saturation_line(summary['saturation'])}",
         f"GPUs        {use['gpus']}, busy {use['busy']:.1%} of the time"
         + (f", ${cost['usd_per_million_output_tokens']:,.2f} per million output tokens" if cost["usd"] else ""),
     ]
@@ -104,6 +105,21 @@ def _measured(summary: dict[str, Any]) -> list[str]:
         f"Measured    {counts['arrived'] - counts['excluded']:,} of {counts['arrived']:,} requests: those that arrived "
         f"{arrived}; GPUs, memory and cost are of the whole run"
     ]
+
+
+def saturation_line(of: dict[str, Any]) -> str:
+    verdict = of["verdict"]
+    if of["window_s"] is None:
+        return f"{verdict}: users wait for their answers (closed loop)"
+    if of["limit"] is None:
+        return f"{verdict}: all requests arrived at once and were done {of['drain_s']:,.1f} s later"
+    queue, work, wait, chance = (
+        f"{max(of[key], 0):.1%}" for key in ("queue_growth", "outstanding_growth", "wait_growth", "limit")
+    )
+    return (
+        f"{verdict}: the queue grew by {queue} of the work that arrived, all open work by {work}, waits by {wait} of "
+        f"the time (chance: {chance}); drained in {of['drain_s']:,.1f} s"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -36,7 +36,9 @@ from twotower_sim.latency import OTHER_PASS, PASS_NAMES
 from twotower_sim.luck import published_quality
 from twotower_sim.records import NOT_YET
 from twotower_sim.rounds import RoundEngine
+from twotower_sim.saturation import STABLE, Saturation, judge_open
 from twotower_sim.scenario import BlockDiffusion, MockAr, Speculative, TwoTower
+from twotower_sim.scenario_workload import ClosedLoopWorkload
 from twotower_sim.simulation import Run, extrapolated_share
 from twotower_sim.tandem import Tandem
 from twotower_sim.visible import (
@@ -79,6 +81,7 @@ class Results:
     cost: dict[str, Any]
     quality: dict[str, Any]
     classes: dict[str, Any]
+    saturation: dict[str, Any]
 
 
 def evaluate(run: Run) -> Results:
@@ -104,6 +107,7 @@ def evaluate(run: Run) -> Results:
         _cost(run, columns, done, duration_s),
         quality,
         _classes(run, columns, times, good),
+        _saturation(run, columns, done),
     )
 
 
@@ -444,6 +448,13 @@ def _classes(run: Run, c: Columns, times: _Times, good: np.ndarray | None) -> di
             "good_request_fraction": _good_fraction(good, mine & c.measured),
         }
     return classes
+
+
+def _saturation(run: Run, c: Columns, done: np.ndarray) -> dict[str, Any]:
+    if isinstance(run.scenario.workload, ClosedLoopWorkload):
+        return Saturation(STABLE).plain()
+    columns = c.arrival_ns, c.admit_ns, c.finish_ns, c.output_tokens, c.measured
+    return judge_open(*(column[done] for column in columns)).plain()
 
 
 def _cost(run: Run, columns: Columns, done: np.ndarray, duration_s: float) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def summary(run: Run, results: Results) -> dict[str, Any]:
         "scenario": scenario.model_dump(by_alias=True),
     }
 
+        "saturation": results.saturation,
 
 @contextmanager
 def all_or_nothing() -> Iterator[Callable[[Path], Path]]:
