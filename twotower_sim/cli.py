@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,14 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value of the scenario; may be repeated."),
 ]
 
+StudyRuns = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; one a core if not given.")]
+Backend = Annotated[str, typer.Option(help="loky (this machine), or a cluster that is there: dask, ray.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of the cluster's scheduler, as tcp://host:8786.")]
+CacheFolder = Annotated[Path, typer.Option(help="Folder of results that need not be computed again.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Compute everything, and keep nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+CACHE = Path("out/cache")
+
 
 @app.command()
 def run(
@@ -43,6 +52,38 @@ def run(
         run_and_report(scenario, set or [], out, timeline, quiet)
     except KeyboardInterrupt:
         print("Interrupted; earlier results are as they were.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def sweep(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (YAML).")],
+    set: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; out/<name> if not given.")] = None,
+    jobs: StudyRuns = None,
+    backend: Backend = "loky",
+    scheduler: Scheduler = None,
+    cache: CacheFolder = CACHE,
+    no_cache: NoCache = False,
+    quiet: Quiet = False,
+) -> None:
+    """Vary a scenario by a design; runs that an earlier sweep made, or one that was interrupted, are not repeated."""
+    from twotower_sim.result_cache import ResultCache
+    from twotower_sim.sweep import sweep as run_sweep
+    from twotower_sim.workers import Workers
+
+    results = ResultCache(None if no_cache else cache)
+    with _resumable(results.folder):
+        run_sweep(study, set or [], out, results, Workers(jobs, backend, scheduler), quiet)
+
+
+@contextmanager
+def _resumable(folder: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"what was computed is in {folder}; the same command goes on from there" if folder else "nothing is kept"
+        print(f"Interrupted; {kept}.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -127,14 +127,15 @@ def _number(value: float | None) -> str:
 
 
 @contextmanager
-def progress_bar(console: Console, total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A bar that moves as it hears how much is done; silent where the console is no terminal."""
+def progress_bar(console: Console, total: int | None, what: str, over_s: float = 30) -> Iterator[Callable[..., None]]:
+    """A bar that moves as it hears how much is done, and of how much, with an estimate of the time left from what was
+    done in the last ``over_s``; silent where the console is no terminal."""
     if not console.is_terminal or console.quiet:
-        yield lambda done: None
+        yield lambda done, of=None: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     shown = TextColumn(what), BarColumn(), TextColumn("{task.completed:,} of {task.total:,}"), TimeRemainingColumn()
-    with Progress(*shown, console=console, transient=True) as bar:
+    with Progress(*shown, console=console, transient=True, speed_estimate_period=over_s) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, of=None: bar.update(task, completed=done, total=of)

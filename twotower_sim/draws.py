@@ -11,7 +11,7 @@ _MASK = (1 << 64) - 1
 
 STREAMS = {"difficulty": 1, "steps": 2, "sizes": 3, "router": 4, "spread": 5, "arrivals": 6, "input": 7, "output": 8,
            "class": 9, "acceptance": 10, "states": 11, "noise": 12, "kind": 13, "reuse": 14, "age": 15, "turns": 16,
-           "wait": 17, "part": 18}  # fmt: skip
+           "wait": 17, "part": 18, "design": 19}  # fmt: skip
 """One number for each use, so that no two uses ever share a draw."""
 
 

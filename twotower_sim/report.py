@@ -1,20 +1,14 @@
 """A run from its file to its results: what the command line does, and what a script may call."""
 
-import platform
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import numpy
-import simpy
 from rich.console import Console
 
-from twotower_sim import __version__
 from twotower_sim.console import print_summary, progress_bar
 from twotower_sim.metrics import evaluate
-from twotower_sim.result import all_or_nothing, summary, write_json, write_requests
+from twotower_sim.result import all_or_nothing, circumstances, summary, write_json, write_requests
 from twotower_sim.scenario import load_scenario
 from twotower_sim.simulation import prepare, simulate
 from twotower_sim.timeline import Timeline
@@ -39,25 +33,10 @@ def run_and_report(path: Path, overrides: list[str], out: Path | None, timeline:
         write_requests(files[1], results.columns)
         if recorder and trace:
             recorder.write(trace, run, results)
-        write_json(files[2], _circumstances(started) | {"wall_s": time.perf_counter() - clock})
+        write_json(files[2], circumstances(started) | {"wall_s": time.perf_counter() - clock})
     if not quiet:
         print_summary(figures, Console())
         print(f"Results     {out}/summary.json, requests.csv.gz, run.json" + (f"; {timeline}" if timeline else ""))
-
-
-def _circumstances(started: datetime) -> dict[str, Any]:
-    """What the results do not depend on."""
-    return {
-        "command": sys.argv,
-        "started": started.isoformat(timespec="seconds"),
-        "versions": {
-            "twotower-sim": __version__,
-            "python": platform.python_version(),
-            "numpy": numpy.__version__,
-            "simpy": simpy.__version__,
-        },
-        "machine": {"system": platform.platform(), "processor": platform.machine()},
-    }
 
 
 def check_scenario(path: Path, overrides: list[str]) -> None:

@@ -6,15 +6,20 @@ leaves earlier results as they were.
 
 import json
 import os
+import platform
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import simpy
 
+from twotower_sim import __version__
 from twotower_sim.errors import InputError
 from twotower_sim.metrics import Columns, Results
 from twotower_sim.records import NOT_YET
@@ -42,12 +47,12 @@ def summary(run: Run, results: Results) -> dict[str, Any]:
         "cost": results.cost,
         "quality": results.quality,
         "classes": results.classes,
+        "saturation": results.saturation,
         "provenance": run.provenance,
         "warnings": run.warnings,
         "scenario": scenario.model_dump(by_alias=True),
     }
 
-        "saturation": results.saturation,
 
 @contextmanager
 def all_or_nothing() -> Iterator[Callable[[Path], Path]]:
@@ -91,6 +96,26 @@ def all_or_nothing() -> Iterator[Callable[[Path], Path]]:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=1, allow_nan=False, default=_plain) + "\n", encoding="utf-8")
+
+
+def plain_json(data: dict[str, Any]) -> dict[str, Any]:
+    """As it is after it was written and read."""
+    return json.loads(json.dumps(data, allow_nan=False, default=_plain))
+
+
+def circumstances(started: datetime) -> dict[str, Any]:
+    """What the results do not depend on."""
+    return {
+        "command": sys.argv,
+        "started": started.isoformat(timespec="seconds"),
+        "versions": {
+            "twotower-sim": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "simpy": simpy.__version__,
+        },
+        "machine": {"system": platform.platform(), "processor": platform.machine()},
+    }
 
 
 def _plain(value: Any) -> Any:

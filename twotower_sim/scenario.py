@@ -3,10 +3,13 @@
 import json
 import os
 import re
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -426,11 +429,29 @@ class Scenario(Section):
         return self
 
 
-def load_scenario(path: Path, overrides: list[str] | None = None) -> Scenario:
-    """Read a scenario file, apply ``section.key=value`` overrides and validate. Raises InputError."""
+@dataclass(frozen=True)
+class Setting:
+    """A value that something other than the command line puts into a scenario, and where that is from. Files that it
+    names are looked for from the folder ``here`` first, then as if it stood in the scenario."""
+
+    key: str  # dotted
+    value: Any
+    place: str
+    here: Path
+
+
+def load_scenario(path: Path, changes: Iterable[str | Setting] = ()) -> Scenario:
+    """Read a scenario file, apply changes in their order (``section.key=value`` as on the command line, or settings)
+    and validate. Raises InputError."""
     document = read_document(path)
-    for assignment in overrides or []:
-        document.override(_from_here(assignment, path.parent))
+    _default_kinds(document.data, Scenario.model_construct())
+    for change in changes:
+        if isinstance(change, str):
+            document.override(_from_here(change, path.parent))
+        else:
+            file = _found(change.key, change.value, change.here, path.parent)
+            value = deepcopy(change.value) if file is None else file
+            document.put(tuple(change.key.split(".")), value, change.place)
     document.data.setdefault("name", re.sub(r"[^\w.-]", "-", path.stem).lstrip("-.")[:LONGEST_NAME] or "scenario")
     _default_kinds(document.data, Scenario.model_construct())
     return document.validate(Scenario)
@@ -439,9 +460,16 @@ def load_scenario(path: Path, overrides: list[str] | None = None) -> Scenario:
 def _from_here(assignment: str, base: Path) -> str:
     """A file named on the command line is looked for from the working directory first, then as if in the file."""
     key, _, value = assignment.partition("=")
-    if key.strip().rpartition(".")[2] in ("path", "model", "gpu", "fingerprint") and os.path.isfile(value):
-        return f"{key}={json.dumps(os.path.relpath(Path(value).resolve(), base.resolve()))}"  # not to be read as YAML
-    return assignment
+    file = _found(key, value, Path(), base)
+    return assignment if file is None else f"{key}={json.dumps(file)}"  # not to be read as YAML
+
+
+def _found(key: str, value: Any, here: Path, base: Path) -> str | None:
+    """The path from ``base`` of a file that ``key`` names from ``here``; None where it does not."""
+    names_one = key.strip().rpartition(".")[2] in ("path", "model", "gpu", "fingerprint") and isinstance(value, str)
+    if not names_one or not os.path.isfile(here / value):
+        return None
+    return os.path.relpath((here / value).resolve(), base.resolve())
 
 
 def _default_kinds(data: dict, defaults: BaseModel) -> None:

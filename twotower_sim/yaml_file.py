@@ -82,22 +82,26 @@ class Document:
         keys = tuple(dotted.strip().split("."))
         if not equals or not all(keys):
             raise InputError(f"--set {assignment}: expected section.key=value")
+        place = f"--set {assignment}"
+        self.put(keys, self._read(text, keys, lambda line: place), place)
+
+    def put(self, keys: Keys, value: Any, place: str) -> None:
+        """Set a value; ``place`` says where it is from. A new ``kind`` starts its section afresh."""
         self._forget(keys)
-        value = self._read(text, keys, lambda line: f"--set {assignment}")
         section = self.data
         for i, key in enumerate(keys[:-1]):
             if section.get(key) is None:
                 section[key] = {}
-                self._where[keys[: i + 1]] = f"--set {assignment}"
+                self._where[keys[: i + 1]] = place
             if not isinstance(section[key], dict):
-                raise InputError(f"--set {assignment}: {_dotted(keys[: i + 1])} is no section")
+                raise InputError(f"{place}: {_dotted(keys[: i + 1])} is no section")
             section = section[key]
         if len(keys) > 1 and keys[-1] == "kind" and section.get("kind") != value:
             section.clear()
             self._forget(keys[:-1])
-            self._where[keys[:-1]] = f"--set {assignment}"
+            self._where[keys[:-1]] = place
         section[keys[-1]] = value
-        self._where[keys] = f"--set {assignment}"
+        self._where[keys] = place
 
     def _forget(self, keys: Keys) -> None:
         """Forget where the value at ``keys`` and its parts stand."""
