@@ -77,6 +77,33 @@ def sweep(
         run_sweep(study, set or [], out, results, Workers(jobs, backend, scheduler), quiet)
 
 
+@app.command("compare")
+def compare_scenarios(
+    scenarios: Annotated[list[Path], typer.Argument(metavar="SCENARIO...", help="Two scenario files or more.")],
+    set: Overrides = None,
+    replications: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each, with a seed each.")] = 5,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Any figure of summary.json, as request_latency.p90; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; out/compare-<names> if not given.")] = None,
+    jobs: StudyRuns = None,
+    backend: Backend = "loky",
+    scheduler: Scheduler = None,
+    cache: CacheFolder = CACHE,
+    no_cache: NoCache = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare scenarios on the same requests with the same luck: differences to the first, with intervals."""
+    from twotower_sim.compare import compare as run_comparison
+    from twotower_sim.result_cache import ResultCache
+    from twotower_sim.workers import Workers
+
+    results = ResultCache(None if no_cache else cache)
+    with _resumable(results.folder):
+        workers = Workers(jobs, backend, scheduler)
+        run_comparison(scenarios, set or [], replications, metric or [], out, results, workers, quiet)
+
+
 @contextmanager
 def _resumable(folder: Path | None) -> Iterator[None]:
     try:

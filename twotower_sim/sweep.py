@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -217,16 +218,19 @@ def _print(
     console.print(table, markup=False)
     if study.replications > 1:
         console.print(f"Mean and 95 % interval (Student's t) over {study.replications} replications", highlight=False)
-    said: dict[str, list[str]] = defaultdict(list)
+    for warning in first_alike(warning for of in rows for row in of for warning in row.warnings):
+        console.print(f"Warning     {warning}", highlight=False, markup=False, soft_wrap=True)
     for point, of in zip(points, rows, strict=True):
-        for row in of:
-            for text in [f"Warning     {warning}" for warning in row.warnings] + [f"Failed      {row.error}"] * bool(
-                row.error
-            ):
-                said[text] += [str(point.number)] * (str(point.number) not in said[text])
-    for text, numbers in said.items():
-        where = "" if len(numbers) == len(points) else f" (point {', '.join(numbers)})"
-        console.print(f"{text}{where}", highlight=False, markup=False, soft_wrap=True)
+        for error in dict.fromkeys(row.error for row in of if row.error):
+            console.print(f"Failed      point {point.number}: {error}", highlight=False, markup=False, soft_wrap=True)
+
+
+def first_alike(texts: Iterable[str]) -> list[str]:
+    """The first of those that differ in numbers alone."""
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(re.sub(r"\d[\d,.]*", "0", text), text)
+    return list(found.values())
 
 
 def shown(of: Estimate | None) -> str:

@@ -1,0 +1,235 @@
+"""Scenarios beside each other on the same draws: what differs between them, and how sure that is."""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from twotower_sim.console import progress_bar
+from twotower_sim.errors import InputError
+from twotower_sim.experiments import Experiment, run_all
+from twotower_sim.figures import Figures, check_name, check_names, figure, figures_of
+from twotower_sim.interval import Estimate, estimate
+from twotower_sim.result import all_or_nothing, circumstances, write_json
+from twotower_sim.result_cache import ResultCache
+from twotower_sim.scenario import Scenario, load_scenario
+from twotower_sim.study import replicated
+from twotower_sim.sweep import ETA_S, first_alike, in_words, number, plain_estimate, shown
+from twotower_sim.workers import Workers
+
+METRICS = (
+    "time_to_first_token.p50",
+    "time_to_first_token.p99",
+    "commit_gap.p50",
+    "commit_gap.p99",
+    "request_latency.p50",
+    "request_latency.p99",
+    "output_token_throughput_per_user.p50",
+    "output_token_throughput_per_gpu",
+    "good_request_fraction",
+    "cost.usd_per_million_output_tokens",
+)
+
+
+@dataclass
+class Side:
+    """A scenario and, of each replication, its figures."""
+
+    name: str
+    path: Path
+    scenario: Scenario
+    figures: list[Figures]
+    warnings: list[str]
+    provenance: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of one metric. ``difference``: to the first scenario, over pairs of replications; ``ratio`` of the means."""
+
+    metric: str
+    of: Estimate
+    difference: Estimate | None
+    ratio: float | None
+
+    @property
+    def shows(self) -> bool | None:
+        """Whether the interval of the difference leaves 0 out; None without an interval."""
+        of = self.difference
+        return None if of is None or of.low is None or of.high is None else not of.low <= 0 <= of.high
+
+
+def compare(
+    paths: list[Path],
+    overrides: list[str],
+    replications: int,
+    metrics: list[str],
+    out: Path | None,
+    cache: ResultCache,
+    workers: Workers,
+    quiet: bool,
+) -> None:
+    """Run the scenarios at ``paths``, each at the seeds of the first; results go to ``out``. Raises InputError."""
+    started, clock = datetime.now(UTC), time.perf_counter()
+    if len(paths) < 2:
+        raise InputError("compare: found one scenario; expected two or more")
+    for name in metrics:
+        check_name(name)
+    sides = _sides(paths, overrides)
+    out = out or Path("out") / f"compare-{'-'.join(side.name for side in sides)}"[:100]
+    with all_or_nothing() as stage:
+        files = [stage(out / name) for name in ("compare.json", "run.json")]
+        simulated = _run(sides, replications, cache, workers, Console(stderr=True, quiet=quiet))
+        names = [name for name in dict.fromkeys(metrics or METRICS) if metrics or _known(sides[0], name)]
+        check_names(metrics, {name: None for side in sides for of in side.figures for name in of}, whole=True)
+        compared = {side.name: _compared(sides[0], side, names) for side in sides}
+        write_json(files[0], _report(sides, replications, names, compared))
+        spent = {"simulated": simulated, "wall_s": time.perf_counter() - clock}
+        write_json(files[1], circumstances(started) | spent)
+    if not quiet:
+        _print(sides, replications, names, compared, Console())
+        print(f"Results     {out}/compare.json, run.json")
+
+
+def _sides(paths: list[Path], overrides: list[str]) -> list[Side]:
+    sides: list[Side] = []
+    for path in paths:
+        scenario = load_scenario(path, overrides)
+        if sides:
+            scenario = scenario.model_copy(update={"seed": sides[0].scenario.seed})
+        taken = [side.name for side in sides]
+        names = (scenario.name, *(f"{scenario.name}-{i}" for i in range(2, len(paths) + 1)))
+        name = next(name for name in names if name not in taken)
+        sides.append(Side(name, path, scenario, [], [], {}))
+    for side in sides[1:]:
+        if side.scenario.workload != sides[0].scenario.workload:
+            side.warnings.append(f"the workload is another than that of {sides[0].name}: requests do not correspond")
+    return sides
+
+
+def _run(sides: list[Side], replications: int, cache: ResultCache, workers: Workers, errors: Console) -> int:
+    runs: list[tuple[Side, int, Experiment]] = []
+    for side in sides:
+        side.figures = [{} for _ in range(replications)]
+        of = replicated(side.scenario, side.path.parent, replications)
+        runs += [(side, i, experiment) for i, experiment in enumerate(of)]
+    simulated, warnings = 0, {}
+    with progress_bar(errors, None, "simulating", ETA_S) as bar:
+
+        def progress(done: int, of: int) -> None:
+            nonlocal simulated
+            simulated = of
+            bar(done, of)
+
+        for index, outcome in run_all([experiment for *_, experiment in runs], cache, workers, progress):
+            side, i, _ = runs[index]
+            if outcome.summary is None:
+                raise InputError(f"{side.path}: {outcome.error}")
+            side.figures[i] = figures_of(outcome.summary)
+            side.provenance |= outcome.summary["provenance"]
+            warnings[index] = outcome.summary["warnings"]
+    for index, said in sorted(warnings.items()):
+        side = runs[index][0]
+        side.warnings += [warning for warning in said if warning not in side.warnings]
+    return simulated
+
+
+def _known(first: Side, name: str) -> bool:
+    return any(figure(of, name) is not None for of in first.figures)
+
+
+def _compared(first: Side, side: Side, names: list[str]) -> list[Comparison | None]:
+    """Of each metric, None where a replication of the side has no such figure."""
+    return [_of_metric(first, side, name) for name in names]
+
+
+def _of_metric(first: Side, side: Side, name: str) -> Comparison | None:
+    mine = [value for of in side.figures if (value := figure(of, name)) is not None]
+    base = [value for of in first.figures if (value := figure(of, name)) is not None]
+    if len(mine) < len(side.figures):
+        return None
+    of = estimate(mine)
+    if side is first or len(base) < len(mine):
+        return Comparison(name, of, None, None)
+    mean = estimate(base).mean
+    return Comparison(
+        name, of, estimate([b - a for a, b in zip(base, mine, strict=True)]), of.mean / mean if mean else None
+    )
+
+
+def _report(
+    sides: list[Side], replications: int, names: list[str], compared: dict[str, list[Comparison | None]]
+) -> dict[str, Any]:
+    seed = sides[0].scenario.seed
+    return {
+        "replications": replications,
+        "seeds": [(seed + i) % (1 << 64) for i in range(replications)],
+        "metrics": names,
+        "scenarios": [
+            {
+                "name": side.name,
+                "metrics": {
+                    name: None if of is None else _plain(of)
+                    for name, of in zip(names, compared[side.name], strict=True)
+                },
+                "provenance": side.provenance,
+                "warnings": side.warnings,
+                "scenario": side.scenario.model_dump(by_alias=True),
+            }
+            for side in sides
+        ],
+    }
+
+
+def _plain(of: Comparison) -> dict[str, Any]:
+    difference = {"difference": plain_estimate(of.difference), "ratio": of.ratio, "interval_contains_0": None}
+    if of.shows is not None:
+        difference["interval_contains_0"] = not of.shows
+    return {"of": plain_estimate(of.of)} | ({} if of.difference is None else difference)
+
+
+def _print(
+    sides: list[Side],
+    replications: int,
+    names: list[str],
+    compared: dict[str, list[Comparison | None]],
+    console: Console,
+) -> None:
+    title = f"twotower-sim compare | differences to {sides[0].name}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("Metric", overflow="fold")
+    table.add_column(sides[0].name, justify="right", overflow="fold")
+    for side in sides[1:]:
+        table.add_column(side.name, justify="right", overflow="fold")
+        table.add_column("Difference", justify="right", overflow="fold")
+        table.add_column("Ratio", justify="right")
+    for i, name in enumerate(names):
+        base = compared[sides[0].name][i]
+        cells = [in_words(name), "" if base is None else number(base.of.mean)]
+        for side in sides[1:]:
+            cells += _cells(compared[side.name][i])
+        table.add_row(*cells)
+    console.print(table, markup=False)
+    if replications > 1:
+        console.print(
+            f"95 % intervals (paired t) over {replications} replications; in brackets where they contain 0",
+            highlight=False,
+        )
+    else:
+        console.print("One replication: no intervals (--replications)", highlight=False)
+    for side in sides:
+        for warning in first_alike(side.warnings):
+            console.print(f"Warning     {side.name}: {warning}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _cells(of: Comparison | None) -> list[str]:
+    if of is None:
+        return ["", "", ""]
+    difference = shown(of.difference)
+    ratio = "" if of.ratio is None else f"{of.ratio:.3f}"
+    return [number(of.of.mean), f"({difference})" if of.shows is False else difference, ratio]
