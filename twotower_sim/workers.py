@@ -1,7 +1,12 @@
 """Where independent work is done: on the cores of this machine, or on a cluster that is there already."""
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import islice
+from threading import Thread
 from typing import Any, TypeVar
 
 from twotower_sim.errors import InputError
@@ -9,7 +14,10 @@ from twotower_sim.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 BACKENDS = ("loky", "dask", "ray")
-CONNECT_S = 20
+CONNECT_S = 10
+PATIENCE_S = 60
+AHEAD = 64
+"""Work that is given away at least, if there is so much, before a result has come."""
 
 
 @dataclass(frozen=True)
@@ -36,42 +44,55 @@ class Workers:
         return {"loky": self._loky, "dask": self._dask, "ray": self._ray}[self.backend](function, items)
 
     def _loky(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        from joblib import cpu_count, parallel_config
+        from joblib import Parallel, cpu_count, delayed, parallel_config
         from joblib.externals.loky.process_executor import BrokenProcessPool
 
-        jobs = max(min(self.jobs or cpu_count(), len(items)), 1)
+        jobs = min(self.jobs or cpu_count(), len(items))
+        if jobs <= 1:
+            yield from map(function, items)
+            return
+        here = delayed(partial(_bound_to, os.getpid(), function))
         try:
-            if jobs == 1:
-                yield from map(function, items)
-            else:
-                with parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1):
-                    yield from _as_they_come(function, items)
+            with parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1):
+                # one at a time, so that a sweep that is killed loses only what was in flight
+                parallel = Parallel(return_as="generator_unordered", batch_size=1, max_nbytes=None)
+                yield from parallel(here(item) for item in items)
         except BrokenProcessPool:
             raise InputError(
                 "a worker was killed, perhaps for want of memory; with fewer --jobs there is more for each"
             ) from None
 
     def _dask(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Not through joblib, which keeps the work for itself where the cluster has one worker left."""
         try:
             import distributed
             from distributed.comm.core import CommClosedError
-            from joblib import parallel_config
+            from distributed.scheduler import KilledWorker
         except ModuleNotFoundError as error:
             raise InputError(f"--backend dask needs {error.name}: pip install 'twotower-sim[cluster]'") from None
         where = f"--scheduler {self.scheduler}"
         try:
-            client = distributed.Client(self.scheduler, timeout=CONNECT_S, set_as_default=False)
+            client = distributed.Client(self.scheduler, timeout=CONNECT_S)
         except (OSError, ValueError, TypeError, ImportError) as error:  # also for addresses that are none
             raise InputError(f"{where}: cannot be reached: {str(error).splitlines()[0]:.200}") from None
-        lost = distributed.scheduler.KilledWorker, distributed.CancelledError, CommClosedError
+
+        def wait(waiting: list[Any]) -> tuple[list[Any], list[Any]]:
+            while True:
+                try:
+                    done, rest = distributed.wait(waiting, PATIENCE_S, "FIRST_COMPLETED")
+                    return [future.result() for future in done], list(rest)
+                except TimeoutError:
+                    if not client.ncores():
+                        raise InputError(f"{where}: has had no workers for {PATIENCE_S} s") from None
+
         with client:
-            if not client.ncores():
-                raise InputError(f"{where}: has no workers")
             try:
-                with parallel_config(backend="dask", client=client):
-                    yield from _as_they_come(function, items)
-            except lost as error:
-                raise InputError(f"{where}: was lost: {error!s:.200}") from None
+                slots = sum(client.ncores().values())
+                yield from _a_few_at_a_time(lambda item: client.submit(function, item, pure=False), wait, items, slots)
+            except (KilledWorker, distributed.CancelledError, CommClosedError) as error:
+                raise InputError(
+                    f"{where}: was lost: {(str(error) or type(error).__name__).splitlines()[0]:.200}"
+                ) from None
 
     def _ray(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         try:
@@ -82,21 +103,47 @@ class Workers:
             ray.init(address=self.scheduler, log_to_driver=False, logging_level="error")
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"--scheduler {self.scheduler}: cannot be reached: {error!s:.200}") from None
+
+        def wait(waiting: list[Any]) -> tuple[list[Any], list[Any]]:
+            done, rest = ray.wait(waiting)
+            return ray.get(done), rest
+
         try:
             remote = ray.remote(function)
-            waiting: list[Any] = [remote.remote(item) for item in items]
-            while waiting:
-                done, waiting = ray.wait(waiting)
-                yield from ray.get(done)
-        except ray.exceptions.RaySystemError as error:
-            raise InputError(f"--backend ray: was lost: {error!s:.200}") from None
+            yield from _a_few_at_a_time(remote.remote, wait, items, int(ray.cluster_resources().get("CPU", 1)))
+        except ray.exceptions.RayError as error:
+            raise InputError(f"--backend ray: was lost: {str(error).splitlines()[0]:.200}") from None
         finally:
             ray.shutdown()
 
 
-def _as_they_come(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Through joblib, one at a time, so that a sweep that is killed loses only what was in flight."""
-    from joblib import Parallel, delayed
+def _a_few_at_a_time(
+    submit: Callable[[Item], Any],
+    wait: Callable[[list[Any]], tuple[list[Result], list[Any]]],
+    items: Sequence[Item],
+    slots: int,
+) -> Iterator[Result]:
+    """``wait``: results of what is done of what was submitted, and what is not."""
+    ahead, todo, waiting = max(4 * slots, AHEAD), iter(items), list[Any]()
+    while True:
+        waiting += [submit(item) for item in islice(todo, ahead - len(waiting))]
+        if not waiting:
+            return
+        results, waiting = wait(waiting)
+        yield from results
 
-    parallel = Parallel(return_as="generator_unordered", batch_size=1, max_nbytes=None)
-    yield from parallel(delayed(function)(item) for item in items)
+
+def _bound_to(parent: int, function: Callable[[Item], Result], item: Item) -> Result:
+    """In a process that is to end when its ``parent`` does, even if that is killed."""
+    _watch(parent)
+    return function(item)
+
+
+@cache
+def _watch(parent: int) -> None:
+    def end_with_it() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=end_with_it, daemon=True).start()
