@@ -43,13 +43,14 @@ def run(
     set: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; out/<name> if not given.")] = None,
     timeline: Annotated[Path | None, typer.Option(help="Also write a Chrome/Perfetto trace to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a report for browsers to this file (HTML).")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Replay a workload through a deployment; print and write what a capacity planner needs."""
     try:
         from twotower_sim.report import run_and_report
 
-        run_and_report(scenario, set or [], out, timeline, quiet)
+        run_and_report(scenario, set or [], out, timeline, html, quiet)
     except KeyboardInterrupt:
         print("Interrupted; earlier results are as they were.", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -1,0 +1,91 @@
+"""Pages that stand alone: text, tables and charts in one file that loads nothing, made from templates.
+
+A figure on a page is marked with where it stands in the JSON that the page is a view of, so that both can be compared.
+"""
+
+import json
+from functools import cache
+from typing import Any
+
+from twotower_sim.charts import Chart
+from twotower_sim.errors import InputError
+from twotower_sim.pairs_plot import load_altair
+from twotower_sim.preset import ROOT
+
+EMBED = "window.vegaEmbed = vegaEmbed;"
+
+
+def check_html(option: str) -> None:
+    """Raises InputError where pages cannot be made."""
+    try:
+        import altair  # noqa: F401
+        import jinja2  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{option} needs {error.name}: pip install 'twotower-sim[plot]'") from None
+
+
+def page(template: str, data: dict[str, Any], charts: dict[str, list[Chart]], **more: Any) -> str:
+    """HTML of a template of presets/pages. ``data``: plain JSON; the template has its figures by ``figure(*keys)``.
+    ``charts``: by the part of the page that they stand in."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(ROOT / "pages")
+    pages = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    numbered = [chart for part in charts.values() for chart in part]
+    return pages.get_template(template).render(
+        data=data,
+        charts=charts,
+        number_of=lambda chart: next(n for n, of in enumerate(numbered) if of is chart),
+        specs=_json_in_script([chart.spec for chart in numbered]),
+        vega=_vega(),
+        figure=_Figures(data),
+        **more,
+    )
+
+
+class _Figures:
+    """Figures of the data, marked with their place."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self._data = data
+
+    def __call__(self, *keys: str | int, form: str = "") -> Any:
+        """Those at ``keys``; ``form``: of str.format, else two decimals below 1000, and none from there on."""
+        from markupsafe import Markup
+
+        value: Any = self._data
+        for key in keys:
+            value = value[key]
+        if value is None:
+            return Markup("<span>none</span>")
+        return Markup('<data data-at="{}" value="{}">{}</data>').format(
+            json.dumps(keys), json.dumps(value), _told(value, form)
+        )
+
+
+def _told(value: Any, form: str) -> str:
+    if form:
+        return form.format(value)
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _json_in_script(value: Any) -> Any:
+    """JSON in which nothing ends the script element or begins a comment."""
+    from markupsafe import Markup
+
+    return Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))
+
+
+@cache
+def _vega() -> Any:
+    """Vega, Vega-Lite and Vega-Embed of the version that the charts are written for."""
+    import vl_convert
+    from markupsafe import Markup
+
+    version = "_".join(load_altair().SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    return Markup(vl_convert.javascript_bundle(EMBED, vl_version=version).replace("</script", "<\\/script"))
