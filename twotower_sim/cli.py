@@ -105,6 +105,28 @@ def compare_scenarios(
         run_comparison(scenarios, set or [], replications, metric or [], out, results, workers, quiet)
 
 
+@app.command()
+def plan(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file (YAML).")],
+    set: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; out/<name> if not given.")] = None,
+    jobs: StudyRuns = None,
+    backend: Backend = "loky",
+    scheduler: Scheduler = None,
+    cache: CacheFolder = CACHE,
+    no_cache: NoCache = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the least costly deployment that meets objectives: fewest replicas of every candidate, and the margin."""
+    from twotower_sim.plan_report import plan as find_plan
+    from twotower_sim.result_cache import ResultCache
+    from twotower_sim.workers import Workers
+
+    results = ResultCache(None if no_cache else cache)
+    with _resumable(results.folder):
+        find_plan(plan, set or [], out, results, Workers(jobs, backend, scheduler), quiet)
+
+
 @contextmanager
 def _resumable(folder: Path | None) -> Iterator[None]:
     try:

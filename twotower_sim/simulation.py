@@ -22,7 +22,7 @@ from twotower_sim.memory import NO_DRAFTER, MemoryPlan, plan_memory
 from twotower_sim.model import Tower, load_tower
 from twotower_sim.plan import Bursts
 from twotower_sim.policy import POLICIES
-from twotower_sim.profile import Profile
+from twotower_sim.profile import Profile, load_profile
 from twotower_sim.records import Records
 from twotower_sim.replica import Limits, Round
 from twotower_sim.requests import Requests
@@ -78,7 +78,7 @@ def prepare(scenario: ask.Scenario, base: Path = Path(), given: Requests | None 
     for degree in hardware.degrees:
         tower.check_parallel(degree, hardware.expert_parallel)
     warnings += tower.notes
-    warnings += _without_effect(scenario)
+    warnings += _warn_without_effect(scenario)
     if isinstance(decoding, ask.TwoTower | ask.MockAr) and tower.towers == 1:
         raise InputError(
             f"model {scenario.model} has one tower; decoding.kind {decoding.kind} needs two, as in "
@@ -106,12 +106,12 @@ def prepare(scenario: ask.Scenario, base: Path = Path(), given: Requests | None 
     efficiency = f"efficiency {gpu.sources.get('efficiency', 'of unstated source')}"
     provenance["gpu"] = f"{gpu.name}: {profile.of('device') if profile and gpu is profile.device else efficiency}"
     provenance["model"] = f"{tower.name}: bytes and FLOPs computed from its dimensions"
-    return Run(
-        scenario, tower, gpu, _gpus(scenario), memory, latency, requests, classes, luck, rejected, provenance, warnings
-    )  # fmt: skip
+    resolved = memory, latency, requests, classes, luck, rejected, provenance, warnings
+    return Run(scenario, tower, gpu, gpus_of(scenario), *resolved)
 
 
-def _gpus(scenario: ask.Scenario) -> int:
+def gpus_of(scenario: ask.Scenario) -> int:
+    """GPUs of all replicas."""
     hardware = scenario.deployment
     context, denoiser = hardware.degrees
     if not scenario.split:
@@ -322,8 +322,14 @@ def extrapolated_share(run: Run) -> dict[str, float]:
     return {name: round(count / rounds, 9) for name, count in sorted(run.latency.extrapolated.items())}
 
 
-def _without_effect(scenario: ask.Scenario) -> list[str]:
-    """A warning that names what is set and not read under the kinds chosen."""
+def _warn_without_effect(scenario: ask.Scenario) -> list[str]:
+    kinds = f"decoding.kind {scenario.decoding.kind} and latency.kind {scenario.latency.kind}"
+    found = without_effect(scenario)
+    return [f"set, but without effect with {kinds}: {', '.join(found)}"] if found else []
+
+
+def without_effect(scenario: ask.Scenario) -> list[str]:
+    """Keys that are set and not read under the kinds chosen."""
     decoding, latency, hardware, scheduler = (
         scenario.decoding,
         scenario.latency,
@@ -358,8 +364,14 @@ def _without_effect(scenario: ask.Scenario) -> list[str]:
         found.append("deployment.tensor_parallel.denoiser")
     if hardware.expert_parallel and (set(hardware.degrees) == {1} or not isinstance(latency, ask.RooflineLatency)):
         found.append("deployment.expert_parallel")
-    kinds = f"decoding.kind {decoding.kind} and latency.kind {latency.kind}"
-    return [f"set, but without effect with {kinds}: {', '.join(found)}"] if found else []
+    return found
+
+
+def gpu_of(scenario: ask.Scenario, base: Path) -> Gpu:
+    """Of the deployment. Raises InputError."""
+    latency = scenario.latency
+    profile = load_profile(latency.path, base) if isinstance(latency, ask.ProfileLatency) else None
+    return _gpu(scenario.deployment.gpu, base, profile, [])[0]
 
 
 def _gpu(asked: str | None, base: Path, profile: Profile | None, warnings: list[str]) -> tuple[Gpu, str]:

@@ -163,16 +163,16 @@ def load_study(path: Path, overrides: list[str]) -> tuple[Study, list[Point]]:
     for key in (assignment.partition("=")[0].strip() for assignment in overrides):
         if key in study.keys:
             raise InputError(f"--set {key}: has no effect: the design of {path} varies it")
-    fixed: list[str | Setting] = [*_settings(study.set_, path, document, ("set",)), *overrides]
+    fixed: list[str | Setting] = [*settings_of(study.set_, path, document, ("set",)), *overrides]
     points = []
     for index, values in enumerate(study.design.points()):
         where = ("design", "points", index) if isinstance(study.design, Points) else ("design", "axes")
-        varied = _settings(values, path, document, where)
+        varied = settings_of(values, path, document, where)
         points.append(_point(index + 1, values, scenario, [*fixed, *varied], study.replications))
     return study, points
 
 
-def _settings(values: dict[str, Any], path: Path, document: Document, within: Keys) -> list[Setting]:
+def settings_of(values: dict[str, Any], path: Path, document: Document, within: Keys) -> list[Setting]:
     """Sections before what is in them, and a kind, which starts its section afresh, before the rest of it."""
     ordered = sorted(values, key=lambda key: (key.count("."), key.rpartition(".")[2] != "kind"))
     return [Setting(key, values[key], document.where((*within, key)), path.parent) for key in ordered]
