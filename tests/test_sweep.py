@@ -4,11 +4,13 @@ import csv
 import gzip
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -557,6 +559,20 @@ def test_processes_give_the_same_bytes(study):
     assert (done.returncode, done.stderr) == (0, "")
     assert bytes_of(path) == serial
     assert len(files_of(path)) == 8
+
+
+def test_progress_on_a_terminal(study):
+    path = study()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, command(path, "--jobs", 1), os.environ | {"COLUMNS": "120", "TERM": "xterm"})
+    shown = b""
+    with suppress(OSError):  # that is how a terminal ends
+        while part := os.read(terminal, 1 << 16):
+            shown += part
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, shown.decode()
+    assert "4 of 4" in shown.decode()
+    assert "Traceback" not in shown.decode()
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])

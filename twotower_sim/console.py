@@ -129,7 +129,7 @@ def _number(value: float | None) -> str:
 @contextmanager
 def progress_bar(console: Console, total: int | None, what: str, over_s: float = 30) -> Iterator[Callable[..., None]]:
     """A bar that moves as it hears how much is done, and of how much, with an estimate of the time left from what was
-    done in the last ``over_s``; silent where the console is no terminal."""
+    done in the last ``over_s``. ``total``: None where it is heard later; silent where the console is no terminal."""
     if not console.is_terminal or console.quiet:
         yield lambda done, of=None: None
         return
@@ -137,5 +137,5 @@ def progress_bar(console: Console, total: int | None, what: str, over_s: float =
 
     shown = TextColumn(what), BarColumn(), TextColumn("{task.completed:,} of {task.total:,}"), TimeRemainingColumn()
     with Progress(*shown, console=console, transient=True, speed_estimate_period=over_s) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(what, total=total or 0)
         yield lambda done, of=None: bar.update(task, completed=done, total=of)
