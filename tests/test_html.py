@@ -83,10 +83,10 @@ def test_it_draws_without_errors_and_loads_nothing(shown):
 def test_figures_are_those_of_the_summary(shown):
     """Each says where it stands there; its text is the value, rounded; and no other figure is on the page."""
     browser, _, summary = shown
-    script = "return [...document.querySelectorAll('data')].map(of => [of.dataset.at, of.value, of.textContent])"
+    script = "return [...document.querySelectorAll('data')].map(of => [of.dataset.at, of.value, of.dataset.per, of.textContent])"
     figures = browser.execute_script(script)
     assert len(figures) > 60
-    for at, value, text in figures:
+    for at, value, per, text in figures:
         there = summary
         for key in json.loads(at):
             there = there[key]
@@ -94,9 +94,10 @@ def test_figures_are_those_of_the_summary(shown):
         if isinstance(there, str):
             assert text == there
             continue
+        assert not re.fullmatch("-0[.0]*%?", text)
         said = float(re.sub("[,%]", "", text)) / (100 if "%" in text else 1)
         decimals = len(text.rstrip("%").partition(".")[2]) + 2 * ("%" in text)
-        assert said == pytest.approx(there, abs=0.5001 * 10**-decimals), at
+        assert said == pytest.approx(there / float(per), abs=0.5001 * 10**-decimals), at
     rest = browser.execute_script("""
         const rest = document.body.cloneNode(true);
         rest.querySelectorAll("data, pre, script, noscript, .chart, figcaption small").forEach(of => of.remove());

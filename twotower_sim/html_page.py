@@ -4,6 +4,7 @@ A figure on a page is marked with where it stands in the JSON that the page is a
 """
 
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -52,8 +53,9 @@ class _Figures:
     def __init__(self, data: dict[str, Any]) -> None:
         self._data = data
 
-    def __call__(self, *keys: str | int, form: str = "") -> Any:
-        """Those at ``keys``; ``form``: of str.format, else two decimals below 1000, and none from there on."""
+    def __call__(self, *keys: str | int, form: str = "", per: float = 1) -> Any:
+        """The one at ``keys``, in units of ``per``; ``form``: of str.format, else two decimals below 1000, and none
+        from there on."""
         from markupsafe import Markup
 
         value: Any = self._data
@@ -61,17 +63,16 @@ class _Figures:
             value = value[key]
         if value is None:
             return Markup("<span>none</span>")
-        return Markup('<data data-at="{}" value="{}">{}</data>').format(
-            json.dumps(keys), json.dumps(value), _told(value, form)
-        )
+        text = _told(value if per == 1 else value / per, form)
+        place = {"at": json.dumps(keys), "value": json.dumps(value), "per": f"{per:g}", "text": text}
+        return Markup('<data data-at="{at}" data-per="{per}" value="{value}">{text}</data>').format(**place)
 
 
 def _told(value: Any, form: str) -> str:
-    if form:
-        return form.format(value)
     if isinstance(value, float):
-        return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        text = (form or ("{:,.2f}" if abs(value) < 1000 else "{:,.0f}")).format(value)
+        return text if re.search("[1-9]", text) else text.lstrip("-")
+    return (form or ("{:,}" if isinstance(value, int) else "{}")).format(value)
 
 
 def _json_in_script(value: Any) -> Any:

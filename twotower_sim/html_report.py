@@ -101,5 +101,7 @@ def _work(data: dict[str, Any]) -> Iterator[Chart]:
     if chart := histogram("Steps of a block", "denoise steps", "blocks", by_steps):
         yield chart
     for name, of in data["utilisation"]["share_of_time"].items():
-        side = "all GPUs" if name == "gpus" else f"GPUs of the {name}"
-        yield shares("Where the time went", side, list(of.items()))
+        yield shares("Where the time went", SIDES[name], list(of.items()))
+
+
+SIDES = {"gpus": "of all GPUs", "context": "of the context tower's GPUs", "denoiser": "of the denoiser tower's GPUs"}
