@@ -92,11 +92,13 @@ def test_commands_of_the_readme(tmp_path, data, mirror):
     assert len(lines) >= 5
     for line in lines:
         arguments = line.split("#")[0].split()
-        if arguments[0] in ("run", "validate", "sweep", "compare"):
+        if arguments[0] in ("run", "validate", "sweep", "compare", "plan"):
             name = "log" if "--log" in arguments else Path(arguments[1]).stem
             arguments += ["--out", str(tmp_path / "out" / name)]
-        if arguments[0] in ("sweep", "compare"):
+        if arguments[0] in ("sweep", "compare", "plan"):
             arguments += ["--cache", str(tmp_path / "cache")]
+        if arguments[0] == "plan":
+            arguments += ["--set", "workload.requests=400"]
         if arguments[0] == "validate" and "--log" not in arguments:  # without calibrating, and less of it
             arguments += [
                 "--profile",
