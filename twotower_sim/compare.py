@@ -1,6 +1,7 @@
 """Scenarios beside each other on the same draws: what differs between them, and how sure that is."""
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from twotower_sim.result import all_or_nothing, circumstances, write_json
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.scenario import Scenario, load_scenario
 from twotower_sim.study import replicated
-from twotower_sim.sweep import ETA_S, first_alike, in_words, number, plain_estimate, shown
+from twotower_sim.sweep import ETA_S, first_alike, in_words, number, plain_estimate, shown, unstable
 from twotower_sim.workers import Workers
 
 METRICS = (
@@ -130,7 +131,7 @@ def _run(sides: list[Side], replications: int, cache: ResultCache, workers: Work
         side.figures = [{} for _ in range(replications)]
         of = replicated(side.scenario, side.path.parent, replications)
         runs += [(side, i, experiment) for i, experiment in enumerate(of)]
-    simulated, warnings = 0, {}
+    simulated, warnings, verdicts = 0, {}, defaultdict(list)
     with progress_bar(errors, None, "simulating", ETA_S) as bar:
 
         def progress(done: int, of: int) -> None:
@@ -145,9 +146,12 @@ def _run(sides: list[Side], replications: int, cache: ResultCache, workers: Work
             side.figures[i] = figures_of(outcome.summary)
             side.provenance |= outcome.summary["provenance"]
             warnings[index] = outcome.summary["warnings"]
+            verdicts[side.name].append(outcome.summary["saturation"]["verdict"])
     for index, said in sorted(warnings.items()):
         side = runs[index][0]
         side.warnings += [warning for warning in said if warning not in side.warnings]
+    for side in sides:
+        side.warnings += [said] if (said := unstable(verdicts[side.name])) else []
     return simulated
 
 

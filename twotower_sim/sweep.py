@@ -24,6 +24,7 @@ from twotower_sim.figures import Figures, check_name, check_names, figure, figur
 from twotower_sim.interval import Estimate, estimate
 from twotower_sim.result import all_or_nothing, circumstances, write_json
 from twotower_sim.result_cache import ResultCache
+from twotower_sim.saturation import BACKLOGGED, OVERLOADED, STABLE
 from twotower_sim.study import Point, Study, load_study, plain
 from twotower_sim.workers import Workers
 
@@ -39,6 +40,7 @@ class Replication:
     provenance: dict[str, str]
     warnings: list[str]
     error: str = ""
+    verdict: str = ""  # on saturation
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def run_study(
             known |= figures
             row.figures = {name: figure(figures, name) for name in study.metrics}
             row.provenance, row.warnings = outcome.summary["provenance"], outcome.summary["warnings"]
+            row.verdict = outcome.summary["saturation"]["verdict"]
     for point, of in zip(points, rows, strict=True):
         if point.error:
             of.append(Replication(None, {}, {}, [], point.error))
@@ -141,11 +144,11 @@ def _points_csv(of: Sweep) -> str:
     table = [
         [point.number, *_cells(study, point), i if row.seed is not None else None, row.seed]
         + [row.figures.get(name) for name in study.metrics]
-        + [row.error]
+        + [row.verdict, row.error]
         for point, rows, _ in of.table
         for i, row in enumerate(rows, 1)
     ]
-    return csv_text(["point", *study.keys, "replication", "seed", *study.metrics, "error"], table)
+    return csv_text(["point", *study.keys, "replication", "seed", *study.metrics, "saturation", "error"], table)
 
 
 def _summary_csv(of: Sweep) -> str:
@@ -194,6 +197,12 @@ def _report(of: Sweep) -> dict[str, Any]:
         ],
         "provenance": [{"part": part, "source": source, "points": at} for (part, source), at in sources.items()],
         "warnings": [{"warning": warning, "points": at} for warning, at in warnings.items()],
+        "unstable": [
+            {"point": point.number, "seed": row.seed, "saturation": row.verdict}
+            for point, rows, _ in of.table
+            for row in rows
+            if row.verdict not in ("", STABLE)
+        ],
         "failed": [
             {"point": point.number, "seed": row.seed, "error": row.error}
             for point, rows, _ in of.table
@@ -224,6 +233,8 @@ def _print(of: Sweep, console: Console) -> None:
     for warning in first_alike(warning for rows in of.rows for row in rows for warning in row.warnings):
         console.print(f"Warning     {warning}", highlight=False, markup=False, soft_wrap=True)
     for point, rows, _ in of.table:
+        if said := unstable([row.verdict for row in rows if row.verdict]):
+            console.print(f"Unstable    point {point.number}: {said}", highlight=False, markup=False, soft_wrap=True)
         for error in dict.fromkeys(row.error for row in rows if row.error):
             console.print(f"Failed      point {point.number}: {error}", highlight=False, markup=False, soft_wrap=True)
 
@@ -234,6 +245,14 @@ def first_alike(texts: Iterable[str]) -> list[str]:
     for text in texts:
         found.setdefault(re.sub(r"\d[\d,.]*", "0", text), text)
     return list(found.values())
+
+
+def unstable(verdicts: list[str]) -> str:
+    """What to say of replications whose load is more than the deployment bears; "" where there are none."""
+    found = [f"{name} in {verdicts.count(name)}" for name in (BACKLOGGED, OVERLOADED) if name in verdicts]
+    if not found:
+        return ""
+    return f"{', '.join(found)} of {len(verdicts)} runs, whose latencies would be others if they went on"
 
 
 def shown(of: Estimate | None) -> str:
