@@ -94,6 +94,13 @@ def test_other_workloads_are_said(compare):
     assert "more: the workload is another than that of plain" in said
 
 
+def test_a_side_that_falls_behind_is_said(compare):
+    more = ["--set", "workload.requests=1000", "--set", "workload.arrivals.rate_rps=4", "--replications", "2"]
+    said, _ = compare(PLAIN, ("narrow", SCENARIO + "scheduler: {max_num_seqs: 1}\n"), options=more)
+    assert "narrow: OVERLOADED in 2 of 2 runs" in said
+    assert "plain: OVERLOADED" not in said
+
+
 @pytest.mark.parametrize(
     ("scenarios", "options", "expected"),
     [

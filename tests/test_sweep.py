@@ -325,6 +325,7 @@ def test_short_names_mean_what_stands_in_the_summary():
     figures = figures_of(json.loads(json.dumps({
         "metrics": {"goodput": {"unit": "r", "avg": 2.0, "p50": None}}, "counts": {"arrived": 3}, "blocks": {},
         "utilisation": {"busy": 0.5}, "memory": {}, "cost": {}, "quality": {"0.8": {"retained": 0.9}}, "classes": {},
+        "saturation": {"verdict": "STABLE", "limit": None},
     })))  # fmt: skip
     for name, value in {
         "goodput": 2.0,
@@ -350,6 +351,21 @@ def test_intervals_cover_what_they_should():
     assert (of.n, of.mean) == (4, 2.5)
     assert of.half == pytest.approx(3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2, rel=1e-6)
     assert estimate([1.0]) == (1, 1.0, None, None)
+
+
+def test_points_that_fall_behind_are_marked(study):
+    axes = {"workload.arrivals.rate_rps": [5, 500]}
+    path = study(
+        set={"workload.requests": 1000, "scheduler.max_num_seqs": 4},
+        design={"kind": "grid", "axes": axes},
+        replications=2,
+    )
+    said = sweep(path)
+    assert [row["saturation"] for row in rows_of(path)] == ["STABLE", "STABLE", "OVERLOADED", "OVERLOADED"]
+    assert "Unstable    point 2: OVERLOADED in 2 of 2 runs" in said
+    assert "point 1" not in said
+    report = json.loads((path.parent / "out" / "study" / "sweep.json").read_text())
+    assert [(of["point"], of["saturation"]) for of in report["unstable"]] == [(2, "OVERLOADED")] * 2
 
 
 # ---------------------------------------------------------------------- failures

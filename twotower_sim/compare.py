@@ -1,6 +1,7 @@
 """Scenarios beside each other on the same draws: what differs between them, and how sure that is."""
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from twotower_sim.result import all_or_nothing, circumstances, write_json
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.scenario import Scenario, load_scenario
 from twotower_sim.study import replicated
-from twotower_sim.sweep import ETA_S, first_alike, in_words, number, plain_estimate, shown
+from twotower_sim.sweep import ETA_S, first_alike, in_words, number, plain_estimate, shown, unstable
 from twotower_sim.workers import Workers
 
 METRICS = (
@@ -64,6 +65,16 @@ class Comparison:
         return None if of is None or of.low is None or of.high is None else not of.low <= 0 <= of.high
 
 
+@dataclass(frozen=True)
+class Compared:
+    """``by_side``: of each scenario the metrics in order, None where a replication has no such figure."""
+
+    sides: list[Side]
+    replications: int
+    metrics: list[str]
+    by_side: dict[str, list[Comparison | None]]
+
+
 def compare(
     paths: list[Path],
     overrides: list[str],
@@ -73,7 +84,7 @@ def compare(
     cache: ResultCache,
     workers: Workers,
     quiet: bool,
-) -> None:
+) -> Compared:
     """Run the scenarios at ``paths``, each at the seeds of the first; results go to ``out``. Raises InputError."""
     started, clock = datetime.now(UTC), time.perf_counter()
     if len(paths) < 2:
@@ -87,13 +98,15 @@ def compare(
         simulated = _run(sides, replications, cache, workers, Console(stderr=True, quiet=quiet))
         names = [name for name in dict.fromkeys(metrics or METRICS) if metrics or _known(sides[0], name)]
         check_names(metrics, {name: None for side in sides for of in side.figures for name in of}, whole=True)
-        compared = {side.name: _compared(sides[0], side, names) for side in sides}
-        write_json(files[0], _report(sides, replications, names, compared))
+        by_side = {side.name: [_of_metric(sides[0], side, name) for name in names] for side in sides}
+        compared = Compared(sides, replications, names, by_side)
+        write_json(files[0], _report(compared))
         spent = {"simulated": simulated, "wall_s": time.perf_counter() - clock}
         write_json(files[1], circumstances(started) | spent)
     if not quiet:
-        _print(sides, replications, names, compared, Console())
+        _print(compared, Console())
         print(f"Results     {out}/compare.json, run.json")
+    return compared
 
 
 def _sides(paths: list[Path], overrides: list[str]) -> list[Side]:
@@ -118,7 +131,7 @@ def _run(sides: list[Side], replications: int, cache: ResultCache, workers: Work
         side.figures = [{} for _ in range(replications)]
         of = replicated(side.scenario, side.path.parent, replications)
         runs += [(side, i, experiment) for i, experiment in enumerate(of)]
-    simulated, warnings = 0, {}
+    simulated, warnings, verdicts = 0, {}, defaultdict(list)
     with progress_bar(errors, None, "simulating", ETA_S) as bar:
 
         def progress(done: int, of: int) -> None:
@@ -133,19 +146,17 @@ def _run(sides: list[Side], replications: int, cache: ResultCache, workers: Work
             side.figures[i] = figures_of(outcome.summary)
             side.provenance |= outcome.summary["provenance"]
             warnings[index] = outcome.summary["warnings"]
+            verdicts[side.name].append(outcome.summary["saturation"]["verdict"])
     for index, said in sorted(warnings.items()):
         side = runs[index][0]
         side.warnings += [warning for warning in said if warning not in side.warnings]
+    for side in sides:
+        side.warnings += [said] if (said := unstable(verdicts[side.name])) else []
     return simulated
 
 
 def _known(first: Side, name: str) -> bool:
     return any(figure(of, name) is not None for of in first.figures)
-
-
-def _compared(first: Side, side: Side, names: list[str]) -> list[Comparison | None]:
-    """Of each metric, None where a replication of the side has no such figure."""
-    return [_of_metric(first, side, name) for name in names]
 
 
 def _of_metric(first: Side, side: Side, name: str) -> Comparison | None:
@@ -162,26 +173,24 @@ def _of_metric(first: Side, side: Side, name: str) -> Comparison | None:
     )
 
 
-def _report(
-    sides: list[Side], replications: int, names: list[str], compared: dict[str, list[Comparison | None]]
-) -> dict[str, Any]:
-    seed = sides[0].scenario.seed
+def _report(of: Compared) -> dict[str, Any]:
+    seed = of.sides[0].scenario.seed
     return {
-        "replications": replications,
-        "seeds": [(seed + i) % (1 << 64) for i in range(replications)],
-        "metrics": names,
+        "replications": of.replications,
+        "seeds": [(seed + i) % (1 << 64) for i in range(of.replications)],
+        "metrics": of.metrics,
         "scenarios": [
             {
                 "name": side.name,
                 "metrics": {
-                    name: None if of is None else _plain(of)
-                    for name, of in zip(names, compared[side.name], strict=True)
+                    name: None if found is None else _plain(found)
+                    for name, found in zip(of.metrics, of.by_side[side.name], strict=True)
                 },
                 "provenance": side.provenance,
                 "warnings": side.warnings,
                 "scenario": side.scenario.model_dump(by_alias=True),
             }
-            for side in sides
+            for side in of.sides
         ],
     }
 
@@ -193,13 +202,8 @@ def _plain(of: Comparison) -> dict[str, Any]:
     return {"of": plain_estimate(of.of)} | ({} if of.difference is None else difference)
 
 
-def _print(
-    sides: list[Side],
-    replications: int,
-    names: list[str],
-    compared: dict[str, list[Comparison | None]],
-    console: Console,
-) -> None:
+def _print(of: Compared, console: Console) -> None:
+    sides = of.sides
     title = f"twotower-sim compare | differences to {sides[0].name}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("Metric", overflow="fold")
@@ -208,16 +212,16 @@ def _print(
         table.add_column(side.name, justify="right", overflow="fold")
         table.add_column("Difference", justify="right", overflow="fold")
         table.add_column("Ratio", justify="right")
-    for i, name in enumerate(names):
-        base = compared[sides[0].name][i]
+    for i, name in enumerate(of.metrics):
+        base = of.by_side[sides[0].name][i]
         cells = [in_words(name), "" if base is None else number(base.of.mean)]
         for side in sides[1:]:
-            cells += _cells(compared[side.name][i])
+            cells += _cells(of.by_side[side.name][i])
         table.add_row(*cells)
-    console.print(table, markup=False)
-    if replications > 1:
+    console.print(table)
+    if of.replications > 1:
         console.print(
-            f"95 % intervals (paired t) over {replications} replications; in brackets where they contain 0",
+            f"95 % intervals (paired t) over {of.replications} replications; in brackets where they contain 0",
             highlight=False,
         )
     else:

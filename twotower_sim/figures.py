@@ -7,8 +7,8 @@ from twotower_sim.console import COLUMNS, TITLES
 from twotower_sim.errors import InputError
 from twotower_sim.yaml_file import did_you_mean
 
-SECTIONS = ("metrics", "counts", "blocks", "utilisation", "memory", "cost", "quality", "classes")
-ALIKE = ("counts", "cost")
+SECTIONS = ("metrics", "counts", "blocks", "utilisation", "memory", "cost", "quality", "classes", "saturation")
+ALIKE = ("counts", "cost", "saturation")
 """Sections that hold the same names whatever the scenario."""
 
 Figures = dict[str, float | None]

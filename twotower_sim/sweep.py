@@ -5,15 +5,17 @@ import io
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from twotower_sim.console import progress_bar
 from twotower_sim.errors import InputError
@@ -22,6 +24,7 @@ from twotower_sim.figures import Figures, check_name, check_names, figure, figur
 from twotower_sim.interval import Estimate, estimate
 from twotower_sim.result import all_or_nothing, circumstances, write_json
 from twotower_sim.result_cache import ResultCache
+from twotower_sim.saturation import BACKLOGGED, OVERLOADED, STABLE
 from twotower_sim.study import Point, Study, load_study, plain
 from twotower_sim.workers import Workers
 
@@ -37,43 +40,59 @@ class Replication:
     provenance: dict[str, str]
     warnings: list[str]
     error: str = ""
+    verdict: str = ""  # on saturation
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A study that was run: of every point its replications."""
+
+    study: Study
+    points: list[Point]
+    rows: list[list[Replication]]
+    simulated: int  # runs that were not in the cache
+
+    @cached_property
+    def estimates(self) -> list[dict[str, Estimate | None]]:
+        """Of every point each metric over the replications that have it."""
+        return [{name: _estimate(name, of) for name in self.study.metrics} for of in self.rows]
+
+    @property
+    def table(self) -> list[tuple[Point, list[Replication], dict[str, Estimate | None]]]:
+        return list(zip(self.points, self.rows, self.estimates, strict=True))
 
 
 def sweep(
     path: Path, overrides: list[str], out: Path | None, cache: ResultCache, workers: Workers, quiet: bool
-) -> None:
-    """Run the study at ``path``; results go to ``out`` (default out/<name>) all at once, when they are complete. A
-    point that cannot be run is said and leaves the others alone. Raises InputError where none can be run."""
+) -> Sweep:
+    """Run the study at ``path`` and print it; results go to ``out`` (default out/<name>) all at once, when they are
+    complete. Raises InputError."""
     started, clock = datetime.now(UTC), time.perf_counter()
     study, points = load_study(path, overrides)
-    for name in study.metrics:
-        try:
-            check_name(name)
-        except InputError as error:
-            raise InputError(f"{path}: metrics: {error}") from None
     out = out or Path("out") / study.name
     with all_or_nothing() as stage:
         files = [stage(out / name) for name in ("points.csv", "summary.csv", "sweep.json", "run.json")]
-        rows, simulated = _run(path, study, points, cache, workers, Console(stderr=True, quiet=quiet))
-        if all(row.error for of in rows for row in of):
-            raise InputError("\n".join(dict.fromkeys(row.error for of in rows for row in of)))
-        results = [_estimates(study, of) for of in rows]
-        files[0].write_text(_points_csv(study, points, rows), encoding="utf-8")
-        files[1].write_text(_summary_csv(study, points, results), encoding="utf-8")
-        write_json(files[2], _report(study, points, rows, results))
-        spent = {"simulated": simulated, "wall_s": time.perf_counter() - clock}
+        done = run_study(path, study, points, cache, workers, Console(stderr=True, quiet=quiet))
+        files[0].write_text(_points_csv(done), encoding="utf-8")
+        files[1].write_text(_summary_csv(done), encoding="utf-8")
+        write_json(files[2], _report(done))
+        spent = {"simulated": done.simulated, "wall_s": time.perf_counter() - clock}
         write_json(files[3], circumstances(started) | spent)
     if not quiet:
-        _print(study, points, rows, results, Console())
+        _print(done, Console())
         print(f"Results     {out}/points.csv, summary.csv, sweep.json, run.json")
+    return done
 
 
-def _run(
+def run_study(
     path: Path, study: Study, points: list[Point], cache: ResultCache, workers: Workers, errors: Console
-) -> tuple[list[list[Replication]], int]:
-    """Of every point its replications, and how many runs were not in the cache."""
+) -> Sweep:
+    """Every point of the study at ``path``. One that cannot be run is said and leaves the others alone. Raises
+    InputError where none can be run, and for metrics that there are not."""
+    for name in study.metrics:
+        _say_where(path, check_name, name)
     rows = [[Replication(run.scenario.seed, {}, {}, []) for run in point.runs] for point in points]
-    runs = [(point, i) for point in points for i in range(len(point.runs))]
+    places = [(point, i) for point in points for i in range(len(point.runs))]
     known: Figures = {}
     simulated = 0
     with progress_bar(errors, None, f"simulating {study.name}", ETA_S) as bar:
@@ -83,65 +102,63 @@ def _run(
             simulated = of
             bar(done, of)
 
-        experiments = [point.runs[i] for point, i in runs]
-        for index, outcome in run_all(experiments, cache, workers, progress):
-            point, i = runs[index]
+        for index, outcome in run_all([point.runs[i] for point, i in places], cache, workers, progress):
+            point, i = places[index]
             row = rows[point.number - 1][i]
             row.error = outcome.error
             if outcome.summary is None:
                 continue
             figures = figures_of(outcome.summary)
             if not known:
-                _check_names(path, study, figures, whole=False)
+                _say_where(path, check_names, study.metrics, figures, False)
             known |= figures
             row.figures = {name: figure(figures, name) for name in study.metrics}
             row.provenance, row.warnings = outcome.summary["provenance"], outcome.summary["warnings"]
-    if known:
-        _check_names(path, study, known, whole=True)
+            row.verdict = outcome.summary["saturation"]["verdict"]
     for point, of in zip(points, rows, strict=True):
         if point.error:
             of.append(Replication(None, {}, {}, [], point.error))
-    return rows, simulated
+    if not known:
+        raise InputError("\n".join(dict.fromkeys(row.error for of in rows for row in of)))
+    _say_where(path, check_names, study.metrics, known, True)
+    return Sweep(study, points, rows, simulated)
 
 
-def _check_names(path: Path, study: Study, known: Figures, whole: bool) -> None:
+def _say_where(path: Path, check: Callable[..., None], *of: Any) -> None:
     try:
-        check_names(study.metrics, known, whole)
+        check(*of)
     except InputError as error:
         raise InputError(f"{path}: metrics: {error}") from None
 
 
-def _estimates(study: Study, rows: list[Replication]) -> dict[str, Estimate | None]:
-    """Of each metric over the replications that have it."""
-    found: dict[str, Estimate | None] = {}
-    for name in study.metrics:
-        values = [value for row in rows if (value := row.figures.get(name)) is not None]
-        found[name] = estimate(values) if values else None
-    return found
+def _estimate(name: str, rows: list[Replication]) -> Estimate | None:
+    values = [value for row in rows if (value := row.figures.get(name)) is not None]
+    return estimate(values) if values else None
 
 
 # ---------------------------------------------------------------------- files
 
 
-def _points_csv(study: Study, points: list[Point], rows: list[list[Replication]]) -> str:
+def _points_csv(of: Sweep) -> str:
+    study = of.study
     table = [
         [point.number, *_cells(study, point), i if row.seed is not None else None, row.seed]
         + [row.figures.get(name) for name in study.metrics]
-        + [row.error]
-        for point, of in zip(points, rows, strict=True)
-        for i, row in enumerate(of, 1)
+        + [row.verdict, row.error]
+        for point, rows, _ in of.table
+        for i, row in enumerate(rows, 1)
     ]
-    return csv_text(["point", *study.keys, "replication", "seed", *study.metrics, "error"], table)
+    return csv_text(["point", *study.keys, "replication", "seed", *study.metrics, "saturation", "error"], table)
 
 
-def _summary_csv(study: Study, points: list[Point], results: list[dict[str, Estimate | None]]) -> str:
+def _summary_csv(of: Sweep) -> str:
     table = [
-        [point.number, *_cells(study, point), name]
-        + ([0, None, None, None, None] if of is None else [of.n, of.mean, of.std, of.low, of.high])
-        for point, estimates in zip(points, results, strict=True)
-        for name, of in estimates.items()
+        [point.number, *_cells(of.study, point), name]
+        + ([0, None, None, None, None] if at is None else [at.n, at.mean, at.std, at.low, at.high])
+        for point, _, estimates in of.table
+        for name, at in estimates.items()
     ]
-    return csv_text(["point", *study.keys, "metric", "n", "mean", "std", "low", "high"], table)
+    return csv_text(["point", *of.study.keys, "metric", "n", "mean", "std", "low", "high"], table)
 
 
 def _cells(study: Study, point: Point) -> list[str | None]:
@@ -159,37 +176,37 @@ def plain_estimate(of: Estimate | None) -> dict[str, Any] | None:
     return None if of is None else {"n": of.n, "mean": of.mean, "std": of.std, "low": of.low, "high": of.high}
 
 
-def _report(
-    study: Study, points: list[Point], rows: list[list[Replication]], results: list[dict[str, Estimate | None]]
-) -> dict[str, Any]:
+def _report(of: Sweep) -> dict[str, Any]:
     """The truth of a sweep: the same bytes wherever and however often it runs."""
-    sources: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    sources: dict[tuple[str, str], list[int]] = defaultdict(list)
     warnings: dict[str, list[int]] = defaultdict(list)
-    for point, of in zip(points, rows, strict=True):
-        for part, source in dict.fromkeys((part, source) for row in of for part, source in row.provenance.items()):
-            sources[part][source].append(point.number)
-        for warning in dict.fromkeys(warning for row in of for warning in row.warnings):
+    for point, rows, _ in of.table:
+        for source in dict.fromkeys(source for row in rows for source in row.provenance.items()):
+            sources[source].append(point.number)
+        for warning in dict.fromkeys(warning for row in rows for warning in row.warnings):
             warnings[warning].append(point.number)
     return {
-        "study": study.model_dump(by_alias=True),
+        "study": of.study.model_dump(by_alias=True),
         "points": [
             {
                 "point": point.number,
                 "values": point.values,
                 "metrics": {name: plain_estimate(estimate) for name, estimate in estimates.items()},
             }
-            for point, estimates in zip(points, results, strict=True)
+            for point, _, estimates in of.table
         ],
-        "provenance": [
-            {"part": part, "source": source, "points": of}
-            for part, found in sources.items()
-            for source, of in found.items()
+        "provenance": [{"part": part, "source": source, "points": at} for (part, source), at in sources.items()],
+        "warnings": [{"warning": warning, "points": at} for warning, at in warnings.items()],
+        "unstable": [
+            {"point": point.number, "seed": row.seed, "saturation": row.verdict}
+            for point, rows, _ in of.table
+            for row in rows
+            if row.verdict not in ("", STABLE)
         ],
-        "warnings": [{"warning": warning, "points": of} for warning, of in warnings.items()],
         "failed": [
             {"point": point.number, "seed": row.seed, "error": row.error}
-            for point, of in zip(points, rows, strict=True)
-            for row in of
+            for point, rows, _ in of.table
+            for row in rows
             if row.error
         ],
     }
@@ -198,13 +215,8 @@ def _report(
 # ---------------------------------------------------------------------- terminal
 
 
-def _print(
-    study: Study,
-    points: list[Point],
-    rows: list[list[Replication]],
-    results: list[dict[str, Estimate | None]],
-    console: Console,
-) -> None:
+def _print(of: Sweep, console: Console) -> None:
+    study = of.study
     title = f"twotower-sim sweep | {study.name}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right")
@@ -212,16 +224,18 @@ def _print(
         table.add_column(in_words(name), overflow="fold")
     for name in study.metrics:
         table.add_column(in_words(name), justify="right", overflow="fold")
-    for point, estimates in zip(points, results, strict=True):
+    for point, _, estimates in of.table:
         cells = [cell or "" for cell in _cells(study, point)]
-        table.add_row(str(point.number), *cells, *(shown(of) for of in estimates.values()))
-    console.print(table, markup=False)
+        table.add_row(str(point.number), *map(Text, cells), *(shown(estimate) for estimate in estimates.values()))
+    console.print(table)
     if study.replications > 1:
         console.print(f"Mean and 95 % interval (Student's t) over {study.replications} replications", highlight=False)
-    for warning in first_alike(warning for of in rows for row in of for warning in row.warnings):
+    for warning in first_alike(warning for rows in of.rows for row in rows for warning in row.warnings):
         console.print(f"Warning     {warning}", highlight=False, markup=False, soft_wrap=True)
-    for point, of in zip(points, rows, strict=True):
-        for error in dict.fromkeys(row.error for row in of if row.error):
+    for point, rows, _ in of.table:
+        if said := unstable([row.verdict for row in rows if row.verdict]):
+            console.print(f"Unstable    point {point.number}: {said}", highlight=False, markup=False, soft_wrap=True)
+        for error in dict.fromkeys(row.error for row in rows if row.error):
             console.print(f"Failed      point {point.number}: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -231,6 +245,14 @@ def first_alike(texts: Iterable[str]) -> list[str]:
     for text in texts:
         found.setdefault(re.sub(r"\d[\d,.]*", "0", text), text)
     return list(found.values())
+
+
+def unstable(verdicts: list[str]) -> str:
+    """What to say of replications whose load is more than the deployment bears; "" where there are none."""
+    found = [f"{name} in {verdicts.count(name)}" for name in (BACKLOGGED, OVERLOADED) if name in verdicts]
+    if not found:
+        return ""
+    return f"{', '.join(found)} of {len(verdicts)} runs, whose latencies would be others if they went on"
 
 
 def shown(of: Estimate | None) -> str:
