@@ -270,6 +270,9 @@ def test_ray_does_all_of_it(monkeypatch):
     assert not ray.running
     with pytest.raises(InputError, match="--scheduler there: cannot be reached: nobody is there"):
         list(Workers(backend="ray", scheduler="there").map(str, items))
+    for nobody in ("127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:99999"):
+        with pytest.raises(InputError, match=f"--scheduler {nobody}: cannot be reached: (?!nobody)"):
+            list(Workers(backend="ray", scheduler=nobody).map(str, items))
 
 
 # ---------------------------------------------------------------------- figures

@@ -1,6 +1,7 @@
 """Where independent work is done: on the cores of this machine, or on a cluster that is there already."""
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,8 +101,9 @@ class Workers:
         except ModuleNotFoundError as error:
             raise InputError(f"--backend ray needs {error.name}: pip install ray") from None
         try:
+            _knock(self.scheduler or "")
             ray.init(address=self.scheduler, log_to_driver=False, logging_level="error")
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, OverflowError, RuntimeError) as error:
             raise InputError(f"--scheduler {self.scheduler}: cannot be reached: {error!s:.200}") from None
 
         def wait(waiting: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -115,6 +117,13 @@ class Workers:
             raise InputError(f"--backend ray: was lost: {str(error).splitlines()[0]:.200}") from None
         finally:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens, which Ray itself waits for minutes to say."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), CONNECT_S).close()
 
 
 def _a_few_at_a_time(
