@@ -20,7 +20,8 @@ from twotower_sim.result import all_or_nothing, circumstances, write_json
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.scenario import Scenario, load_scenario
 from twotower_sim.study import replicated
-from twotower_sim.sweep import ETA_S, first_alike, in_words, number, plain_estimate, shown, unstable
+from twotower_sim.sweep import ETA_S, unstable
+from twotower_sim.tables import first_alike, in_words, number, plain_estimate, shown
 from twotower_sim.workers import Workers
 
 METRICS = (

@@ -24,7 +24,7 @@ from twotower_sim.scenario import BlockDiffusion, MockAr, Scenario, Setting, Two
 from twotower_sim.scenario_workload import FingerprintWorkload, MixWorkload, SyntheticWorkload, TraceWorkload
 from twotower_sim.simulation import gpu_of, gpus_of, without_effect
 from twotower_sim.study import plain, replicated, settings_of
-from twotower_sim.sweep import csv_text, first_alike, in_words, number, plain_estimate, shown
+from twotower_sim.tables import csv_text, first_alike, in_words, number, plain_estimate, shown
 from twotower_sim.workers import Workers
 from twotower_sim.yaml_file import read_document
 

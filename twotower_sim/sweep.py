@@ -1,11 +1,8 @@
 """A study from its file to its results."""
 
-import csv
-import io
-import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,6 +23,7 @@ from twotower_sim.result import all_or_nothing, circumstances, write_json
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.saturation import BACKLOGGED, OVERLOADED, STABLE
 from twotower_sim.study import Point, Study, load_study, plain
+from twotower_sim.tables import csv_text, first_alike, in_words, plain_estimate, shown
 from twotower_sim.workers import Workers
 
 ETA_S = 3600
@@ -166,16 +164,6 @@ def _cells(study: Study, point: Point) -> list[str | None]:
     return [plain(point.values[key]) if key in point.values else None for key in study.keys]
 
 
-def csv_text(header: list[str], rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
-
-
-def plain_estimate(of: Estimate | None) -> dict[str, Any] | None:
-    return None if of is None else {"n": of.n, "mean": of.mean, "std": of.std, "low": of.low, "high": of.high}
-
-
 def _report(of: Sweep) -> dict[str, Any]:
     """The truth of a sweep: the same bytes wherever and however often it runs."""
     sources: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -239,32 +227,9 @@ def _print(of: Sweep, console: Console) -> None:
             console.print(f"Failed      point {point.number}: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
-def first_alike(texts: Iterable[str]) -> list[str]:
-    """The first of those that differ in numbers alone."""
-    found: dict[str, str] = {}
-    for text in texts:
-        found.setdefault(re.sub(r"\d[\d,.]*", "0", text), text)
-    return list(found.values())
-
-
 def unstable(verdicts: list[str]) -> str:
     """What to say of replications whose load is more than the deployment bears; "" where there are none."""
     found = [f"{name} in {verdicts.count(name)}" for name in (BACKLOGGED, OVERLOADED) if name in verdicts]
     if not found:
         return ""
     return f"{', '.join(found)} of {len(verdicts)} runs, whose latencies would be others if they went on"
-
-
-def shown(of: Estimate | None) -> str:
-    if of is None:
-        return ""
-    return number(of.mean) if of.half is None else f"{number(of.mean)} ± {number(of.half)}"
-
-
-def in_words(name: str) -> str:
-    """A dotted name as a heading that can be broken over lines."""
-    return name.replace("_", " ").replace(".", " ")
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

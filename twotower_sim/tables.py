@@ -1,0 +1,42 @@
+"""Estimates as cells of tables, on a terminal and in files."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from twotower_sim.interval import Estimate
+
+
+def csv_text(header: list[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def plain_estimate(of: Estimate | None) -> dict[str, Any] | None:
+    return None if of is None else {"n": of.n, "mean": of.mean, "std": of.std, "low": of.low, "high": of.high}
+
+
+def first_alike(texts: Iterable[str]) -> list[str]:
+    """The first of those that differ in numbers alone."""
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(re.sub(r"\d[\d,.]*", "0", text), text)
+    return list(found.values())
+
+
+def shown(of: Estimate | None) -> str:
+    if of is None:
+        return ""
+    return number(of.mean) if of.half is None else f"{number(of.mean)} ± {number(of.half)}"
+
+
+def in_words(name: str) -> str:
+    """A dotted name as a heading that can be broken over lines."""
+    return name.replace("_", " ").replace(".", " ")
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
