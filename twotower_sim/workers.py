@@ -1,6 +1,7 @@
 """Where independent work is done: on the cores of this machine, or on a cluster that is there already."""
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -143,7 +144,8 @@ def _a_few_at_a_time(
 
 
 def _bound_to(parent: int, function: Callable[[Item], Result], item: Item) -> Result:
-    """In a process that is to end when its ``parent`` does, even if that is killed."""
+    """In a process that is to end when its ``parent`` does, even if that is killed. Ctrl-C, which a terminal sends to
+    all processes, is the parent's to answer."""
     _watch(parent)
     return function(item)
 
@@ -155,4 +157,5 @@ def _watch(parent: int) -> None:
             time.sleep(1)
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=end_with_it, daemon=True).start()
