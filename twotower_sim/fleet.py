@@ -150,6 +150,8 @@ class Fleet:
 
         self._turns = turns = _Turns(self.env, requests.arrival_ns, requests.after, arrive)
         self.env.run()
+        if turns.waiting or any(replica.outstanding_requests for replica in self.replicas):
+            raise OverflowError
 
     def run_closed(self, ids: np.ndarray, concurrency: int, think_ns: int, progress: Callable[[int], None]) -> None:
         """``concurrency`` users take the next request as soon as they have thought about their last answer."""
@@ -191,6 +193,11 @@ class _Turns:
             if self._due_ns[request] > self._env.now:
                 yield self._env.timeout(self._due_ns[request] - self._env.now)
             self._arrive(request)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody still waits."""
+        return any(self._left)
 
     def happened(self, request: int, dispatch: bool) -> None:
         """``request`` arrived (``dispatch``) or finished now."""
