@@ -74,7 +74,7 @@ def test_what_cannot_be_cheaper_is_given_up():
     servers = Servers()
     answer = find([candidate("good", 20.0), candidate("dear", 0.5, usd=3.0)], [P90], 64, servers)
     assert answer.best.shape.candidate.name == "good"
-    assert answer.given_up == {"dear": "2 replicas or more cost more than good"}
+    assert answer.given_up == {"dear": "2 replicas or more cost more than 1 x (good)"}
     assert max(n for name, n, _ in servers.tried if name == "dear") == 1
 
 

@@ -11,7 +11,7 @@ from twotower_sim import cli
 from twotower_sim.capacity import Objective, judge
 from twotower_sim.errors import InputError
 from twotower_sim.experiments import Experiment
-from twotower_sim.plan_report import plan
+from twotower_sim.plan_report import plan_and_report
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.scenario import Setting, load_scenario
 from twotower_sim.workers import Workers
@@ -48,7 +48,7 @@ def files(tmp_path, asked: dict, scenario: dict | None = None):
 
 def found(tmp_path, asked: dict, scenario: dict | None = None) -> dict:
     out = tmp_path / "out"
-    plan(files(tmp_path, asked, scenario), [], out, ResultCache(tmp_path / "cache"), Workers(1), quiet=True)
+    plan_and_report(files(tmp_path, asked, scenario), [], out, ResultCache(tmp_path / "cache"), Workers(1), quiet=True)
     return json.loads((out / "plan.json").read_text())
 
 
@@ -164,7 +164,7 @@ def test_a_quality_floor_takes_only_what_is_known(tmp_path):
 def test_bad_plans_are_explained(tmp_path, asked, said):
     path = files(tmp_path, asked)
     with pytest.raises(InputError) as error:
-        plan(path, [], tmp_path / "out", ResultCache(None), Workers(1), quiet=True)
+        plan_and_report(path, [], tmp_path / "out", ResultCache(None), Workers(1), quiet=True)
     assert said in str(error.value)
     assert not (tmp_path / "out").exists()
 

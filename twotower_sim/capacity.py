@@ -79,12 +79,24 @@ class Trial:
     def cost(self) -> float:
         return self.shape.candidate.cost(self.shape.replicas)
 
+    @property
+    def gpus(self) -> int:
+        return self.shape.replicas * self.shape.candidate.gpus
+
+    @property
+    def verdict(self) -> str:
+        return "/".join(dict.fromkeys(self.verdicts)) or f"not possible: {self.error}"
+
+    @property
+    def deployment(self) -> str:
+        return f"{self.shape.replicas} x ({self.shape.candidate.name})"
+
 
 Try = Callable[[list[Shape]], Iterable[list[dict[str, Any]] | str]]
 """Runs shapes, side by side if it can: the summaries of all replications of each, or why there are none."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Answer:
     """``best`` None: nothing meets the objectives, and ``closest`` comes nearest. ``fewest``: of every candidate that
     was not given up; ``given_up``: why the others were."""
@@ -97,54 +109,112 @@ class Answer:
 
 
 def find(candidates: Sequence[Candidate], objectives: Sequence[Objective], most_gpus: int, run: Try) -> Answer:
-    """All candidates advance together, a trial each, so that their trials can run side by side; one that cannot be
-    cheaper than what is known to do of its group is given up."""
-    named = {of.name: of for of in candidates}
-    given_up = {
-        of.name: f"one replica has {of.gpus} GPUs; {most_gpus} allowed" for of in candidates if of.gpus > most_gpus
-    }
-    searches = {of.name: _fewest(most_gpus // of.gpus) for of in candidates if of.gpus <= most_gpus}
-    asked = {name: next(search) for name, search in searches.items()}
-    trials: dict[tuple[str, int], Trial] = {}
-    best: dict[tuple[str, ...], Trial] = {}
-    found: list[Trial] = []
-    while asked:
-        shapes = [Shape(named[name], replicas) for name, replicas in asked.items()]
-        for shape, outcome in zip(shapes, run(shapes), strict=True):
-            trial, group = judge(shape, outcome, objectives), shape.candidate.group
-            trials[shape.candidate.name, shape.replicas] = trial
-            if trial.meets and (group not in best or _order(trial) < _order(best[group])):
-                best[group] = trial
-        for name, replicas in list(asked.items()):
-            del asked[name]
-            trial, known = trials[name, replicas], best.get(named[name].group)
-            least = 1 + max((n for key, n in trials if key == name and not trials[key, n].meets), default=0)
-            try:
-                following = searches[name].send(trial.meets)
-            except StopIteration as end:
-                if end.value is None:
-                    given_up[name] = trial.error or f"{most_gpus} GPUs do not meet the objectives"
-                else:
-                    found.append(trials[name, end.value])
+    """The answer where all candidates are known."""
+    search = Search(objectives, most_gpus, run)
+    search.add(candidates)
+    return search.answer
+
+
+class Search:
+    """Finds the fewest replicas of candidates that come in batches, and remembers.
+
+    All candidates of a batch advance together, a trial each, so that their trials can run side by side. One that can no
+    longer be as cheap as another of its group that meets the objectives, at no lower quality, is given up; where such a
+    one is known from an earlier batch, the first trial is the most replicas that do not cost more.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], most_gpus: int, run: Try) -> None:
+        self._objectives, self._most, self._run = objectives, most_gpus, run
+        self._trials: dict[tuple[str, int], Trial] = {}
+        self._fewest: dict[str, Trial] = {}
+        self._given_up: dict[str, str] = {}
+
+    def add(self, candidates: Sequence[Candidate]) -> None:
+        searches: dict[str, tuple[Candidate, Generator[int, bool, int | None]]] = {}
+        asked: dict[str, int] = {}
+        for of in candidates:
+            if of.name in self._fewest or of.name in self._given_up or of.name in asked:
                 continue
-            if trial.error:
-                given_up[name] = trial.error
-            elif known and known.shape.candidate is not named[name] and named[name].cost(least) > known.cost:
-                given_up[name] = f"{least} replicas or more cost more than {known.shape.candidate.name}"
+            if of.gpus > self._most:
+                self._given_up[of.name] = f"one replica has {of.gpus} GPUs; {self._most} allowed"
+                continue
+            searches[of.name] = of, _fewest(self._most // of.gpus, self._affordable(of))
+            asked[of.name] = next(searches[of.name][1])
+        while asked:
+            shapes = [Shape(searches[name][0], replicas) for name, replicas in asked.items()]
+            for shape, outcome in zip(shapes, self._run(shapes), strict=True):
+                self._trials[shape.candidate.name, shape.replicas] = judge(shape, outcome, self._objectives)
+            asked = {
+                name: following
+                for name, replicas in asked.items()
+                if (following := self._following(*searches[name], self._trials[name, replicas])) is not None
+            }
+
+    def _following(self, of: Candidate, search: Generator[int, bool, int | None], trial: Trial) -> int | None:
+        """How many replicas to try next; None where the fewest are found, or the candidate is given up."""
+        try:
+            following = search.send(trial.meets)
+        except StopIteration as end:
+            if end.value is None:
+                self._given_up[of.name] = trial.error or f"{self._most} GPUs do not meet the objectives"
             else:
-                asked[name] = following
-    cheapest = min(best.values(), key=_order, default=None)
-    closest = None if best else min(trials.values(), key=lambda of: (not of.stable, of.ratio, of.cost), default=None)
-    return Answer(cheapest, closest, found, given_up, list(trials.values()))
+                self._fewest[of.name] = self._trials[of.name, end.value]
+            return None
+        least = self.least(of)
+        if trial.error:
+            self._given_up[of.name] = trial.error
+        elif (known := self._best_beside(of)) and of.cost(least) > known.cost:
+            self._given_up[of.name] = f"{least} replicas or more cost more than {known.deployment}"
+        else:
+            return following
+        return None
+
+    def _best_beside(self, of: Candidate) -> Trial | None:
+        """The cheapest that is known to do, of the others of its group whose quality is as good."""
+        others = (
+            trial
+            for trial in self._trials.values()
+            if trial.meets
+            and trial.shape.candidate.group == of.group
+            and trial.shape.candidate.name != of.name
+            and (trial.shape.candidate.quality or 0.0) >= (of.quality or 0.0)
+        )
+        return min(others, key=_order, default=None)
+
+    def _affordable(self, of: Candidate) -> int:
+        """The most replicas that cost no more than what is known to do; 1 where nothing is."""
+        known = self._best_beside(of)
+        return max(int(known.cost / of.usd_per_hour * (1 + 1e-9)), 1) if known and of.usd_per_hour else 1
+
+    def least(self, of: Candidate) -> int:
+        """Replicas below which it is known not to do."""
+        return 1 + max(
+            (n for name, n in self._trials if name == of.name and not self._trials[name, n].meets), default=0
+        )
+
+    def most_tried(self, of: Candidate) -> Trial | None:
+        """The trial of the most replicas."""
+        mine = (trial for trial in self._trials.values() if trial.shape.candidate.name == of.name)
+        return max(mine, key=lambda trial: trial.shape.replicas, default=None)
+
+    def fewest(self, of: Candidate) -> Trial | None:
+        return self._fewest.get(of.name)
+
+    @property
+    def answer(self) -> Answer:
+        trials = list(self._trials.values())
+        best = min((of for of in trials if of.meets), key=_order, default=None)
+        closest = None if best else min(trials, key=lambda of: (not of.stable, of.ratio, of.cost), default=None)
+        return Answer(best, closest, list(self._fewest.values()), dict(self._given_up), trials)
 
 
 def _order(of: Trial) -> tuple[float, float]:
     return of.cost, of.ratio
 
 
-def _fewest(most: int) -> Generator[int, bool, int | None]:
-    """Asks whether so many replicas do; returns the fewest that do, or None."""
-    low, high = 0, 1  # low do not
+def _fewest(most: int, first: int = 1) -> Generator[int, bool, int | None]:
+    """Asks whether so many replicas do, ``first`` at first; returns the fewest that do, or None."""
+    low, high = 0, min(first, most)  # low do not
     while not (yield high):
         if high == most:
             return None

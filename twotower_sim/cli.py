@@ -70,12 +70,12 @@ def sweep(
 ) -> None:
     """Vary a scenario by a design; runs that an earlier sweep made, or one that was interrupted, are not repeated."""
     from twotower_sim.result_cache import ResultCache
-    from twotower_sim.sweep import sweep as run_sweep
+    from twotower_sim.sweep_report import sweep_and_report
     from twotower_sim.workers import Workers
 
     results = ResultCache(None if no_cache else cache)
     with _resumable(results.folder):
-        run_sweep(study, set or [], out, results, Workers(jobs, backend, scheduler), quiet)
+        sweep_and_report(study, set or [], out, results, Workers(jobs, backend, scheduler), quiet)
 
 
 @app.command("compare")
@@ -95,14 +95,14 @@ def compare_scenarios(
     quiet: Quiet = False,
 ) -> None:
     """Compare scenarios on the same requests with the same luck: differences to the first, with intervals."""
-    from twotower_sim.compare import compare as run_comparison
+    from twotower_sim.compare_report import compare_and_report
     from twotower_sim.result_cache import ResultCache
     from twotower_sim.workers import Workers
 
     results = ResultCache(None if no_cache else cache)
     with _resumable(results.folder):
         workers = Workers(jobs, backend, scheduler)
-        run_comparison(scenarios, set or [], replications, metric or [], out, results, workers, quiet)
+        compare_and_report(scenarios, set or [], replications, metric or [], out, results, workers, quiet)
 
 
 @app.command()
@@ -118,13 +118,13 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Find the least costly deployment that meets objectives: fewest replicas of every candidate, and the margin."""
-    from twotower_sim.plan_report import plan as find_plan
+    from twotower_sim.plan_report import plan_and_report
     from twotower_sim.result_cache import ResultCache
     from twotower_sim.workers import Workers
 
     results = ResultCache(None if no_cache else cache)
     with _resumable(results.folder):
-        find_plan(plan, set or [], out, results, Workers(jobs, backend, scheduler), quiet)
+        plan_and_report(plan, set or [], out, results, Workers(jobs, backend, scheduler), quiet)
 
 
 @contextmanager

@@ -1,27 +1,21 @@
 """Scenarios beside each other on the same draws: what differs between them, and how sure that is."""
 
-import time
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from twotower_sim.console import progress_bar
 from twotower_sim.errors import InputError
 from twotower_sim.experiments import Experiment, run_all
 from twotower_sim.figures import Figures, check_name, check_names, figure, figures_of
 from twotower_sim.interval import Estimate, estimate
-from twotower_sim.result import all_or_nothing, circumstances, write_json
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.scenario import Scenario, load_scenario
 from twotower_sim.study import replicated
 from twotower_sim.sweep import ETA_S, unstable
-from twotower_sim.tables import first_alike, in_words, number, plain_estimate, shown
+from twotower_sim.tables import Sheet
 from twotower_sim.workers import Workers
 
 METRICS = (
@@ -74,43 +68,19 @@ class Compared:
     replications: int
     metrics: list[str]
     by_side: dict[str, list[Comparison | None]]
+    simulated: int  # runs that were not in the cache
+
+    @property
+    def differences(self) -> Sheet:
+        """A row a metric of a scenario: its mean, and the difference to the first scenario with its 95 % interval."""
+        header = ["scenario", "metric", "mean", "difference", "low", "high", "ratio", "interval_contains_0"]
+        return Sheet(header, [[name, *_row(of)] for name, found in self.by_side.items() for of in found if of])
 
 
-def compare(
-    paths: list[Path],
-    overrides: list[str],
-    replications: int,
-    metrics: list[str],
-    out: Path | None,
-    cache: ResultCache,
-    workers: Workers,
-    quiet: bool,
-) -> Compared:
-    """Run the scenarios at ``paths``, each at the seeds of the first; results go to ``out``. Raises InputError."""
-    started, clock = datetime.now(UTC), time.perf_counter()
+def load_sides(paths: list[Path], overrides: list[str]) -> list[Side]:
+    """The scenarios at ``paths``, each at the seed of the first. Raises InputError."""
     if len(paths) < 2:
         raise InputError("compare: found one scenario; expected two or more")
-    for name in metrics:
-        check_name(name)
-    sides = _sides(paths, overrides)
-    out = out or Path("out") / f"compare-{'-'.join(side.name for side in sides)}"[:100]
-    with all_or_nothing() as stage:
-        files = [stage(out / name) for name in ("compare.json", "run.json")]
-        simulated = _run(sides, replications, cache, workers, Console(stderr=True, quiet=quiet))
-        names = [name for name in dict.fromkeys(metrics or METRICS) if metrics or _known(sides[0], name)]
-        check_names(metrics, {name: None for side in sides for of in side.figures for name in of}, whole=True)
-        by_side = {side.name: [_of_metric(sides[0], side, name) for name in names] for side in sides}
-        compared = Compared(sides, replications, names, by_side)
-        write_json(files[0], _report(compared))
-        spent = {"simulated": simulated, "wall_s": time.perf_counter() - clock}
-        write_json(files[1], circumstances(started) | spent)
-    if not quiet:
-        _print(compared, Console())
-        print(f"Results     {out}/compare.json, run.json")
-    return compared
-
-
-def _sides(paths: list[Path], overrides: list[str]) -> list[Side]:
     sides: list[Side] = []
     for path in paths:
         scenario = load_scenario(path, overrides)
@@ -124,6 +94,19 @@ def _sides(paths: list[Path], overrides: list[str]) -> list[Side]:
         if side.scenario.workload != sides[0].scenario.workload:
             side.warnings.append(f"the workload is another than that of {sides[0].name}: requests do not correspond")
     return sides
+
+
+def compare_sides(
+    sides: list[Side], replications: int, metrics: list[str], cache: ResultCache, workers: Workers, errors: Console
+) -> Compared:
+    """Run them on the same draws. ``metrics``: none for METRICS. Raises InputError."""
+    for name in metrics:
+        check_name(name)
+    simulated = _run(sides, replications, cache, workers, errors)
+    names = [name for name in dict.fromkeys(metrics or METRICS) if metrics or _known(sides[0], name)]
+    check_names(metrics, {name: None for side in sides for of in side.figures for name in of}, whole=True)
+    by_side = {side.name: [_of_metric(sides[0], side, name) for name in names] for side in sides}
+    return Compared(sides, replications, names, by_side, simulated)
 
 
 def _run(sides: list[Side], replications: int, cache: ResultCache, workers: Workers, errors: Console) -> int:
@@ -174,67 +157,7 @@ def _of_metric(first: Side, side: Side, name: str) -> Comparison | None:
     )
 
 
-def _report(of: Compared) -> dict[str, Any]:
-    seed = of.sides[0].scenario.seed
-    return {
-        "replications": of.replications,
-        "seeds": [(seed + i) % (1 << 64) for i in range(of.replications)],
-        "metrics": of.metrics,
-        "scenarios": [
-            {
-                "name": side.name,
-                "metrics": {
-                    name: None if found is None else _plain(found)
-                    for name, found in zip(of.metrics, of.by_side[side.name], strict=True)
-                },
-                "provenance": side.provenance,
-                "warnings": side.warnings,
-                "scenario": side.scenario.model_dump(by_alias=True),
-            }
-            for side in of.sides
-        ],
-    }
-
-
-def _plain(of: Comparison) -> dict[str, Any]:
-    difference = {"difference": plain_estimate(of.difference), "ratio": of.ratio, "interval_contains_0": None}
-    if of.shows is not None:
-        difference["interval_contains_0"] = not of.shows
-    return {"of": plain_estimate(of.of)} | ({} if of.difference is None else difference)
-
-
-def _print(of: Compared, console: Console) -> None:
-    sides = of.sides
-    title = f"twotower-sim compare | differences to {sides[0].name}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("Metric", overflow="fold")
-    table.add_column(sides[0].name, justify="right", overflow="fold")
-    for side in sides[1:]:
-        table.add_column(side.name, justify="right", overflow="fold")
-        table.add_column("Difference", justify="right", overflow="fold")
-        table.add_column("Ratio", justify="right")
-    for i, name in enumerate(of.metrics):
-        base = of.by_side[sides[0].name][i]
-        cells = [in_words(name), "" if base is None else number(base.of.mean)]
-        for side in sides[1:]:
-            cells += _cells(of.by_side[side.name][i])
-        table.add_row(*cells)
-    console.print(table)
-    if of.replications > 1:
-        console.print(
-            f"95 % intervals (paired t) over {of.replications} replications; in brackets where they contain 0",
-            highlight=False,
-        )
-    else:
-        console.print("One replication: no intervals (--replications)", highlight=False)
-    for side in sides:
-        for warning in first_alike(side.warnings):
-            console.print(f"Warning     {side.name}: {warning}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _cells(of: Comparison | None) -> list[str]:
-    if of is None:
-        return ["", "", ""]
-    difference = shown(of.difference)
-    ratio = "" if of.ratio is None else f"{of.ratio:.3f}"
-    return [number(of.of.mean), f"({difference})" if of.shows is False else difference, ratio]
+def _row(of: Comparison) -> list[object]:
+    far = of.difference
+    mine = [None] * 3 if far is None else [far.mean, far.low, far.high]
+    return [of.metric, of.of.mean, *mine, of.ratio, None if of.shows is None else not of.shows]

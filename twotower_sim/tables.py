@@ -1,18 +1,32 @@
-"""Estimates as cells of tables, on a terminal and in files."""
+"""Tables of results: as files, as data frames, and estimates as cells of them."""
 
 import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twotower_sim.interval import Estimate
 
+if TYPE_CHECKING:
+    import pandas
 
-def csv_text(header: list[str], rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
+
+class Sheet(NamedTuple):
+    """Rows under a header; None where a cell is empty."""
+
+    header: list[str]
+    rows: Sequence[Sequence[Any]]
+
+    def csv(self) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        return text.getvalue()
+
+    def frame(self) -> "pandas.DataFrame":
+        import pandas  # takes a while to import
+
+        return pandas.DataFrame(self.rows, columns=self.header)
 
 
 def plain_estimate(of: Estimate | None) -> dict[str, Any] | None:

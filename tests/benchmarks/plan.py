@@ -5,7 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from twotower_sim.plan_report import plan
+from twotower_sim.plan_report import plan_and_report
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.workers import Workers
 
@@ -15,7 +15,7 @@ PLAN = Path(__file__).parents[2] / "scenarios" / "plans" / "azure_conversation.y
 def show(times: int, requests: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"workload.rate_scale={times}", f"workload.requests={requests}"]
-        plan(PLAN, overrides, Path(folder) / "out", ResultCache(Path(folder) / "cache"), Workers(), quiet=True)
+        plan_and_report(PLAN, overrides, Path(folder) / "out", ResultCache(Path(folder) / "cache"), Workers(), quiet=True)
         found = json.loads((Path(folder) / "out" / "plan.json").read_text())
     names = list(found["plan"]["objectives"])
     print(f"## {times} x the traffic\n\n{found['answer']}", end="")

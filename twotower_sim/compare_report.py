@@ -1,0 +1,107 @@
+"""A comparison from its scenarios to its results: files and a table."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from twotower_sim.compare import Compared, Comparison, compare_sides, load_sides
+from twotower_sim.result import all_or_nothing, circumstances, write_json
+from twotower_sim.result_cache import ResultCache
+from twotower_sim.tables import first_alike, in_words, number, plain_estimate, shown
+from twotower_sim.workers import Workers
+
+
+def compare_and_report(
+    paths: list[Path],
+    overrides: list[str],
+    replications: int,
+    metrics: list[str],
+    out: Path | None,
+    cache: ResultCache,
+    workers: Workers,
+    quiet: bool,
+) -> None:
+    """Run the scenarios at ``paths``, each at the seeds of the first; results go to ``out``. Raises InputError."""
+    started, clock = datetime.now(UTC), time.perf_counter()
+    sides = load_sides(paths, overrides)
+    out = out or Path("out") / f"compare-{'-'.join(side.name for side in sides)}"[:100]
+    with all_or_nothing() as stage:
+        files = [stage(out / name) for name in ("compare.json", "run.json")]
+        compared = compare_sides(sides, replications, metrics, cache, workers, Console(stderr=True, quiet=quiet))
+        write_json(files[0], _report(compared))
+        spent = {"simulated": compared.simulated, "wall_s": time.perf_counter() - clock}
+        write_json(files[1], circumstances(started) | spent)
+    if not quiet:
+        _print(compared, Console())
+        print(f"Results     {out}/compare.json, run.json")
+
+
+def _report(of: Compared) -> dict[str, Any]:
+    seed = of.sides[0].scenario.seed
+    return {
+        "replications": of.replications,
+        "seeds": [(seed + i) % (1 << 64) for i in range(of.replications)],
+        "metrics": of.metrics,
+        "scenarios": [
+            {
+                "name": side.name,
+                "metrics": {
+                    name: None if found is None else _plain(found)
+                    for name, found in zip(of.metrics, of.by_side[side.name], strict=True)
+                },
+                "provenance": side.provenance,
+                "warnings": side.warnings,
+                "scenario": side.scenario.model_dump(by_alias=True),
+            }
+            for side in of.sides
+        ],
+    }
+
+
+def _plain(of: Comparison) -> dict[str, Any]:
+    difference = {"difference": plain_estimate(of.difference), "ratio": of.ratio, "interval_contains_0": None}
+    if of.shows is not None:
+        difference["interval_contains_0"] = not of.shows
+    return {"of": plain_estimate(of.of)} | ({} if of.difference is None else difference)
+
+
+def _print(of: Compared, console: Console) -> None:
+    sides = of.sides
+    title = f"twotower-sim compare | differences to {sides[0].name}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("Metric", overflow="fold")
+    table.add_column(sides[0].name, justify="right", overflow="fold")
+    for side in sides[1:]:
+        table.add_column(side.name, justify="right", overflow="fold")
+        table.add_column("Difference", justify="right", overflow="fold")
+        table.add_column("Ratio", justify="right")
+    for i, name in enumerate(of.metrics):
+        base = of.by_side[sides[0].name][i]
+        cells = [in_words(name), "" if base is None else number(base.of.mean)]
+        for side in sides[1:]:
+            cells += _cells(of.by_side[side.name][i])
+        table.add_row(*cells)
+    console.print(table)
+    if of.replications > 1:
+        console.print(
+            f"95 % intervals (paired t) over {of.replications} replications; in brackets where they contain 0",
+            highlight=False,
+        )
+    else:
+        console.print("One replication: no intervals (--replications)", highlight=False)
+    for side in sides:
+        for warning in first_alike(side.warnings):
+            console.print(f"Warning     {side.name}: {warning}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _cells(of: Comparison | None) -> list[str]:
+    if of is None:
+        return ["", "", ""]
+    difference = shown(of.difference)
+    ratio = "" if of.ratio is None else f"{of.ratio:.3f}"
+    return [number(of.of.mean), f"({difference})" if of.shows is False else difference, ratio]

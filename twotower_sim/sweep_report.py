@@ -1,0 +1,101 @@
+"""A sweep from its file to its results: files and a table."""
+
+import time
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from twotower_sim.result import all_or_nothing, circumstances, write_json
+from twotower_sim.result_cache import ResultCache
+from twotower_sim.saturation import STABLE
+from twotower_sim.study import load_study
+from twotower_sim.sweep import Sweep, run_study, unstable
+from twotower_sim.tables import first_alike, in_words, plain_estimate, shown
+from twotower_sim.workers import Workers
+
+
+def sweep_and_report(
+    path: Path, overrides: list[str], out: Path | None, cache: ResultCache, workers: Workers, quiet: bool
+) -> None:
+    """Run the study at ``path`` and print it; results go to ``out`` (default out/<name>) all at once, when they are
+    complete. Raises InputError."""
+    started, clock = datetime.now(UTC), time.perf_counter()
+    study, points = load_study(path, overrides)
+    out = out or Path("out") / study.name
+    with all_or_nothing() as stage:
+        files = [stage(out / name) for name in ("points.csv", "summary.csv", "sweep.json", "run.json")]
+        done = run_study(path, study, points, cache, workers, Console(stderr=True, quiet=quiet))
+        files[0].write_text(done.runs.csv(), encoding="utf-8")
+        files[1].write_text(done.summary.csv(), encoding="utf-8")
+        write_json(files[2], _report(done))
+        spent = {"simulated": done.simulated, "wall_s": time.perf_counter() - clock}
+        write_json(files[3], circumstances(started) | spent)
+    if not quiet:
+        _print(done, Console())
+        print(f"Results     {out}/points.csv, summary.csv, sweep.json, run.json")
+
+
+def _report(of: Sweep) -> dict[str, Any]:
+    """The truth of a sweep: the same bytes wherever and however often it runs."""
+    sources: dict[tuple[str, str], list[int]] = defaultdict(list)
+    warnings: dict[str, list[int]] = defaultdict(list)
+    for point, rows, _ in of.table:
+        for source in dict.fromkeys(source for row in rows for source in row.provenance.items()):
+            sources[source].append(point.number)
+        for warning in dict.fromkeys(warning for row in rows for warning in row.warnings):
+            warnings[warning].append(point.number)
+    return {
+        "study": of.study.model_dump(by_alias=True),
+        "points": [
+            {
+                "point": point.number,
+                "values": point.values,
+                "metrics": {name: plain_estimate(estimate) for name, estimate in estimates.items()},
+            }
+            for point, _, estimates in of.table
+        ],
+        "provenance": [{"part": part, "source": source, "points": at} for (part, source), at in sources.items()],
+        "warnings": [{"warning": warning, "points": at} for warning, at in warnings.items()],
+        "unstable": [
+            {"point": point.number, "seed": row.seed, "saturation": row.verdict}
+            for point, rows, _ in of.table
+            for row in rows
+            if row.verdict not in ("", STABLE)
+        ],
+        "failed": [
+            {"point": point.number, "seed": row.seed, "error": row.error}
+            for point, rows, _ in of.table
+            for row in rows
+            if row.error
+        ],
+    }
+
+
+def _print(of: Sweep, console: Console) -> None:
+    study = of.study
+    title = f"twotower-sim sweep | {study.name}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("#", justify="right")
+    for name in study.keys:
+        table.add_column(in_words(name), overflow="fold")
+    for name in study.metrics:
+        table.add_column(in_words(name), justify="right", overflow="fold")
+    for point, _, estimates in of.table:
+        cells = [cell or "" for cell in of.cells(point)]
+        table.add_row(str(point.number), *map(Text, cells), *(shown(estimate) for estimate in estimates.values()))
+    console.print(table)
+    if study.replications > 1:
+        console.print(f"Mean and 95 % interval (Student's t) over {study.replications} replications", highlight=False)
+    for warning in first_alike(warning for rows in of.rows for row in rows for warning in row.warnings):
+        console.print(f"Warning     {warning}", highlight=False, markup=False, soft_wrap=True)
+    for point, rows, _ in of.table:
+        if said := unstable([row.verdict for row in rows if row.verdict]):
+            console.print(f"Unstable    point {point.number}: {said}", highlight=False, markup=False, soft_wrap=True)
+        for error in dict.fromkeys(row.error for row in rows if row.error):
+            console.print(f"Failed      point {point.number}: {error}", highlight=False, markup=False, soft_wrap=True)
