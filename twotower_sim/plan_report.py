@@ -18,6 +18,9 @@ from twotower_sim.result_cache import ResultCache
 from twotower_sim.tables import in_words, number, plain_estimate, shown
 from twotower_sim.workers import Workers
 
+CANDIDATES, GIVEN_UP = 20, 12
+"""How many of each a terminal shows."""
+
 
 def plan_and_report(
     path: Path, overrides: list[str], out: Path | None, cache: ResultCache, workers: Workers, quiet: bool
@@ -105,8 +108,10 @@ def _print(plan: Plan, console: Console) -> None:
         say("Margin", "not found: no one key of this workload sets its rate")
     if answer.closest:
         say("Closest", _why_not(asked, answer.closest))
-    for name, why in answer.given_up.items():
+    for name, why in list(answer.given_up.items())[:GIVEN_UP]:
         say("Given up", f"{name}: {why}")
+    if (more := len(answer.given_up) - GIVEN_UP) > 0:
+        say("", f"and {more} more (candidates.csv)")
     for warning in plan.warnings:
         say("Warning", warning)
 
@@ -117,7 +122,10 @@ def _table(plan: Plan) -> Table:
     table.add_column("Fewest replicas of", overflow="fold")
     for name in ("Replicas", "GPUs", "$/h", *map(in_words, plan.asked.objectives)):
         table.add_column(name, justify="right", overflow="fold")
-    for of in plan.fewest:
+    rows = plan.fewest if len(plan.fewest) <= CANDIDATES else plan.cheapest
+    if more := len(plan.fewest) - len(rows):
+        table.caption = f"The cheapest on each GPU type with each way of decoding; {more} more in candidates.csv"
+    for of in rows:
         figures = [shown(of.figures.get(name)) for name in plan.asked.objectives]
         table.add_row(of.shape.candidate.name, str(of.shape.replicas), str(of.gpus), f"{of.cost:.2f}", *figures)
     return table

@@ -76,6 +76,14 @@ class Plan:
         return sorted(self.answer.fewest, key=lambda of: of.cost)
 
     @property
+    def cheapest(self) -> list[Trial]:
+        """The least costly on each GPU type with each way of decoding."""
+        of_each: dict[tuple[str, ...], Trial] = {}
+        for of in self.fewest:
+            of_each.setdefault(of.shape.candidate.group, of)
+        return list(of_each.values())
+
+    @property
     def candidates(self) -> Sheet:
         """A row a candidate: its fewest replicas, or why it was given up."""
         rows: list[list[Any]] = [
