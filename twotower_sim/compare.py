@@ -1,6 +1,7 @@
 """Scenarios beside each other on the same draws: what differs between them, and how sure that is."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from twotower_sim.experiments import Experiment, run_all
 from twotower_sim.figures import Figures, check_name, check_names, figure, figures_of
 from twotower_sim.interval import Estimate, estimate
 from twotower_sim.result_cache import ResultCache
-from twotower_sim.scenario import Scenario, load_scenario
+from twotower_sim.scenario import Change, Scenario, load_scenario
 from twotower_sim.study import replicated
 from twotower_sim.sweep import ETA_S, unstable
 from twotower_sim.tables import Sheet
 from twotower_sim.workers import Workers
+from twotower_sim.yaml_file import Source, path_of
 
 METRICS = (
     "time_to_first_token.p50",
@@ -77,19 +79,19 @@ class Compared:
         return Sheet(header, [[name, *_row(of)] for name, found in self.by_side.items() for of in found if of])
 
 
-def load_sides(paths: list[Path], overrides: list[str]) -> list[Side]:
-    """The scenarios at ``paths``, each at the seed of the first. Raises InputError."""
-    if len(paths) < 2:
+def load_sides(sources: Sequence[Source], overrides: Sequence[Change]) -> list[Side]:
+    """Scenarios, each at the seed of the first. Raises InputError."""
+    if len(sources) < 2:
         raise InputError("compare: found one scenario; expected two or more")
     sides: list[Side] = []
-    for path in paths:
-        scenario = load_scenario(path, overrides)
+    for source in sources:
+        scenario = load_scenario(source, overrides)
         if sides:
             scenario = scenario.model_copy(update={"seed": sides[0].scenario.seed})
         taken = [side.name for side in sides]
-        names = (scenario.name, *(f"{scenario.name}-{i}" for i in range(2, len(paths) + 1)))
+        names = (scenario.name, *(f"{scenario.name}-{i}" for i in range(2, len(sources) + 1)))
         name = next(name for name in names if name not in taken)
-        sides.append(Side(name, path, scenario, [], [], {}))
+        sides.append(Side(name, path_of(source), scenario, [], [], {}))
     for side in sides[1:]:
         if side.scenario.workload != sides[0].scenario.workload:
             side.warnings.append(f"the workload is another than that of {sides[0].name}: requests do not correspond")

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from twotower_sim.capacity import Objective
 from twotower_sim.proposals import Space
+from twotower_sim.scenario import Asked
 from twotower_sim.scenario_workload import LONGEST_NAME, Section
 from twotower_sim.study import Range
 
@@ -30,14 +31,15 @@ class Effort(Section):
 
 
 class PlanFile(Section):
-    """``choices``: scenario keys and their values, of which every combination is a candidate; the replicas are found.
+    """``scenario``: a path relative to the plan, or a scenario; ``set``: keys of it and their values in all candidates.
+    ``choices``: scenario keys and their values, of which every combination is a candidate; the replicas are found.
     ``search``: how many of them are tried.
     ``objectives``: bounds of figures, to be met at the bad end of their 95 % intervals over ``replications``.
     ``quality_floor``: share of the autoregressive model's quality; no candidate is taken that falls below, or whose
     quality is not published. ``margin``: also find the load at which the answer breaks."""
 
     name: str = Field(default="", max_length=LONGEST_NAME, pattern=r"^(\w[\w.-]*)?$")
-    scenario: str
+    scenario: Asked
     set_: dict[str, Any] = Field(default_factory=dict, alias="set")
     objectives: dict[str, float] = Field(min_length=1, max_length=16)
     choices: dict[str, Choice] = Field(default_factory=dict, max_length=16)

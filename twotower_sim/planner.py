@@ -1,5 +1,6 @@
 """A plan that is solved: its candidates, how to run them, and the answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -16,13 +17,13 @@ from twotower_sim.luck import published_quality
 from twotower_sim.plan_file import PlanFile
 from twotower_sim.proposals import Merits, Proposals, combinations, size
 from twotower_sim.result_cache import ResultCache
-from twotower_sim.scenario import BlockDiffusion, MockAr, Scenario, Setting, TwoTower, load_scenario
+from twotower_sim.scenario import BlockDiffusion, Change, MockAr, Scenario, Setting, TwoTower, asked_of, load_scenario
 from twotower_sim.scenario_workload import FingerprintWorkload, MixWorkload, SyntheticWorkload, TraceWorkload
 from twotower_sim.simulation import gpu_of, gpus_of, without_effect
 from twotower_sim.study import plain, replicated, settings_of
 from twotower_sim.tables import Sheet, first_alike
 from twotower_sim.workers import Workers
-from twotower_sim.yaml_file import read_document
+from twotower_sim.yaml_file import Source, path_of, read_document
 
 GENERATION = 8
 """Candidates that are proposed at once."""
@@ -107,15 +108,16 @@ class Plan:
 class Planner:
     """The candidates of a plan, and how to run them."""
 
-    def __init__(self, path: Path, overrides: list[str], cache: ResultCache, workers: Workers, errors: Console) -> None:
-        document = read_document(path)
+    def __init__(
+        self, source: Source, overrides: Sequence[Change], cache: ResultCache, workers: Workers, errors: Console
+    ) -> None:
+        document, path = read_document(source), path_of(source)
         document.data.setdefault("name", path.stem if path.stem[:1].isalnum() else "plan")
         self.asked = document.validate(PlanFile)
-        self._scenario = path.parent / self.asked.scenario
-        if not self._scenario.is_file():
-            raise InputError(f"{document.where(('scenario',))}: scenario: {self._scenario} is no file")
-        self._fixed: list[str | Setting] = [*settings_of(self.asked.set_, path, document, ("set",)), *overrides]
-        self._settings = lambda values: settings_of(values, path, document, ("choices",))
+        self._scenario = asked_of(document, self.asked.scenario)
+        self._base = path_of(self._scenario).parent
+        self._fixed: list[Change] = [*settings_of(self.asked.set_, document, ("set",)), *overrides]
+        self._settings = lambda values: settings_of(values, document, ("choices",))
         self._cache, self._workers, self._errors = cache, workers, errors
         self._path = path
         self._known: dict[str, Candidate] = {}
@@ -144,7 +146,7 @@ class Planner:
         can_scale = shown is not None and _scaled(self._loaded(shown.shape.candidate), 1.0) is not None
         if answer.best and asked.margin and can_scale:
             load = breaking_load(answer.best, asked.bounds, self.run)
-        runs = shown and not shown.error and replicated(self._of(shown.shape), self._scenario.parent, 1)
+        runs = shown and not shown.error and replicated(self._of(shown.shape), self._base, 1)
         return Plan(asked, answer, load, can_scale, runs[0] if runs else None)
 
     def _try(self, choices: list[dict[str, Any]]) -> list[Candidate | None]:
@@ -177,7 +179,7 @@ class Planner:
         """Without what nothing reads; None where it is refused."""
         try:
             scenario = self._load(choice)
-            gpu, gpus = gpu_of(scenario, self._scenario.parent), gpus_of(scenario)
+            gpu, gpus = gpu_of(scenario, self._base), gpus_of(scenario)
         except InputError as error:
             self._refused[_named(choice)] = str(error)
             return None
@@ -203,7 +205,7 @@ class Planner:
 
     def run(self, shapes: list[Shape]) -> list[list[dict[str, Any]] | str]:
         """All replications of all shapes, side by side."""
-        runs = [replicated(self._of(shape), self._scenario.parent, self.asked.replications) for shape in shapes]
+        runs = [replicated(self._of(shape), self._base, self.asked.replications) for shape in shapes]
         flat = [(i, j) for i, of in enumerate(runs) for j in range(len(of))]
         found: dict[tuple[int, int], Outcome] = {}
         what = f"{len(shapes)} candidates" if len(shapes) > 1 else shapes[0].candidate.name

@@ -11,8 +11,9 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from twotower_sim.errors import InputError
 from twotower_sim.scenario_workload import (
     LONGEST_NAME,
     Count,
@@ -25,7 +26,7 @@ from twotower_sim.scenario_workload import (
     Tokens,
     Workload,
 )
-from twotower_sim.yaml_file import read_document
+from twotower_sim.yaml_file import Document, Source, path_of, read_document
 
 # ---------------------------------------------------------------------- decoding
 
@@ -440,10 +441,21 @@ class Setting:
     here: Path
 
 
-def load_scenario(path: Path, changes: Iterable[str | Setting] = ()) -> Scenario:
-    """Read a scenario file, apply changes in their order (``section.key=value`` as on the command line, or settings)
-    and validate. Raises InputError."""
-    document = read_document(path)
+Change = str | Setting
+"""``section.key=value`` as on the command line, or a setting."""
+
+
+def said_by(change: Change) -> tuple[str, str]:
+    """Its key, and what to call it."""
+    if isinstance(change, Setting):
+        return change.key, f"{change.place}: {change.key}"
+    key = change.partition("=")[0].strip()
+    return key, f"--set {key}"
+
+
+def load_scenario(source: Source, changes: Iterable[Change] = ()) -> Scenario:
+    """Read a scenario, apply changes in their order and validate. Raises InputError."""
+    document, path = read_document(source), path_of(source)
     _default_kinds(document.data, Scenario.model_construct())
     for change in changes:
         if isinstance(change, str):
@@ -452,9 +464,31 @@ def load_scenario(path: Path, changes: Iterable[str | Setting] = ()) -> Scenario
             file = _found(change.key, change.value, change.here, path.parent)
             value = deepcopy(change.value) if file is None else file
             document.put(tuple(change.key.split(".")), value, change.place)
-    document.data.setdefault("name", re.sub(r"[^\w.-]", "-", path.stem).lstrip("-.")[:LONGEST_NAME] or "scenario")
+    document.data.setdefault(
+        "name", re.sub(r"[^\w.-]", "-", path.stem.strip("<>")).lstrip("-.")[:LONGEST_NAME] or "scenario"
+    )
     _default_kinds(document.data, Scenario.model_construct())
     return document.validate(Scenario)
+
+
+def _named_or_held(value: Any) -> Any:
+    if not isinstance(value, str | dict):
+        raise ValueError(f"found {value!r:.99}; expected the path of a scenario, or a scenario")
+    return value
+
+
+Asked = Annotated[Any, AfterValidator(_named_or_held)]
+"""Of a study or plan, the path of its scenario from its own folder, or the scenario."""
+
+
+def asked_of(document: Document, asked: Any) -> Source:
+    """The scenario of a study or plan. Raises InputError where it names no file."""
+    if isinstance(asked, dict):
+        return document.part("scenario")
+    path = document.path.parent / asked
+    if not path.is_file():
+        raise InputError(f"{document.where(('scenario',))}: scenario: {path} is no file")
+    return path
 
 
 def _from_here(assignment: str, base: Path) -> str:

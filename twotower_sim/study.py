@@ -1,7 +1,7 @@
 """The study file: a scenario, what is varied of it, how often each point is repeated, and which figures are asked."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import floor, prod
@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 from twotower_sim.draws import seed_of, uniform_one
 from twotower_sim.errors import InputError
 from twotower_sim.experiments import Experiment
-from twotower_sim.scenario import Scenario, Setting, load_scenario
+from twotower_sim.scenario import Asked, Change, Scenario, Setting, asked_of, load_scenario, said_by
 from twotower_sim.scenario_workload import LONGEST_NAME, Section
-from twotower_sim.yaml_file import Document, Keys, read_document
+from twotower_sim.yaml_file import Document, Keys, Source, path_of, read_document
 
 MOST_RUNS = 100_000
 Key = Annotated[str, Field(pattern=r"^\w+(\.[\w/-]+)*$")]  # dotted
@@ -96,10 +96,11 @@ class Random(Section):
 
 
 class Study(Section):
-    """``scenario``: a path relative to the study; ``set``: dotted keys of it and their values at every point."""
+    """``scenario``: a path relative to the study, or a scenario; ``set``: dotted keys of it and their values at every
+    point."""
 
     name: str = Field(default="", max_length=LONGEST_NAME, pattern=r"^(\w[\w.-]*)?$")
-    scenario: str
+    scenario: Asked
     set_: dict[Key, Any] = Field(default_factory=dict, alias="set")
     design: Annotated[Grid | Points | Random, Field(discriminator="kind")]
     replications: int = Field(default=1, ge=1, le=10_000)
@@ -151,39 +152,37 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def load_study(path: Path, overrides: list[str]) -> tuple[Study, list[Point]]:
+def load_study(source: Source, overrides: Sequence[Change]) -> tuple[Study, list[Point]]:
     """The study and its points. ``overrides`` of the scenario are as if they stood last in the study's ``set``. What is
     wrong with one point is its error. Raises InputError."""
-    document = read_document(path)
+    document, path = read_document(source), path_of(source)
     document.data.setdefault("name", path.stem if path.stem[:1].isalnum() else "study")
     study = document.validate(Study)
-    scenario = path.parent / study.scenario
-    if not scenario.is_file():
-        raise InputError(f"{document.where(('scenario',))}: scenario: {scenario} is no file")
-    for key in (assignment.partition("=")[0].strip() for assignment in overrides):
+    scenario = asked_of(document, study.scenario)
+    for key, said in map(said_by, overrides):
         if key in study.keys:
-            raise InputError(f"--set {key}: has no effect: the design of {path} varies it")
-    fixed: list[str | Setting] = [*settings_of(study.set_, path, document, ("set",)), *overrides]
+            raise InputError(f"{said}: has no effect: the design of {path} varies it")
+    fixed: list[Change] = [*settings_of(study.set_, document, ("set",)), *overrides]
     points = []
     for index, values in enumerate(study.design.points()):
         where = ("design", "points", index) if isinstance(study.design, Points) else ("design", "axes")
-        varied = settings_of(values, path, document, where)
+        varied = settings_of(values, document, where)
         points.append(_point(index + 1, values, scenario, [*fixed, *varied], study.replications))
     return study, points
 
 
-def settings_of(values: dict[str, Any], path: Path, document: Document, within: Keys) -> list[Setting]:
+def settings_of(values: dict[str, Any], document: Document, within: Keys = ()) -> list[Setting]:
     """Sections before what is in them, and a kind, which starts its section afresh, before the rest of it."""
     ordered = sorted(values, key=lambda key: (key.count("."), key.rpartition(".")[2] != "kind"))
-    return [Setting(key, values[key], document.where((*within, key)), path.parent) for key in ordered]
+    return [Setting(key, values[key], document.where((*within, key)), document.path.parent) for key in ordered]
 
 
-def _point(number: int, values: dict[str, Any], path: Path, changes: list[str | Setting], replications: int) -> Point:
+def _point(number: int, values: dict[str, Any], asked: Source, changes: list[Change], replications: int) -> Point:
     try:
-        scenario = load_scenario(path, changes)
+        scenario = load_scenario(asked, changes)
     except InputError as error:
         return Point(number, values, [], str(error))
-    return Point(number, values, replicated(scenario, path.parent, replications))
+    return Point(number, values, replicated(scenario, path_of(asked).parent, replications))
 
 
 def replicated(scenario: Scenario, base: Path, replications: int) -> list[Experiment]:

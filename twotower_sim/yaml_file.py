@@ -1,9 +1,10 @@
 """YAML files into frozen models, with errors that name file, line, key, what was found and what is allowed."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -33,14 +34,40 @@ for _tag_name, _pattern, _first in (
 
 
 class Document:
-    """Parsed YAML and where each of its values stands."""
+    """A mapping, and where each of its values stands. Files that it names are relative to the folder of ``path``."""
 
-    def __init__(self, path: Path, text: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
+        self.data: Any = {}
         self._where: dict[Keys, str] = {}
-        self.data = self._read(text, (), lambda line: f"{path}:{line}")
-        if not isinstance(self.data, dict):
-            raise InputError(f"{path}: expected a mapping of keys to values at the top level")
+
+    @classmethod
+    def of_text(cls, path: Path, text: str) -> "Document":
+        """Of a YAML file. Raises InputError."""
+        document = cls(path)
+        return document._holding(document._read(text, (), lambda line: f"{path}:{line}"))
+
+    @classmethod
+    def of_data(cls, path: Path, data: Any) -> "Document":
+        """Of what stands in no file, as if it stood at ``path``. Raises InputError for what no file holds."""
+        try:
+            return cls(path)._holding(_plain(data, str(path)))
+        except RecursionError:
+            raise InputError(f"{path}: is nested too deeply") from None
+
+    def part(self, *keys: str | int) -> "Document":
+        """A document of its own of the section that stands at ``keys``; without keys, a copy."""
+        part, data = Document(self.path.with_name(f"<{keys[-1]}>") if keys else self.path), self.data
+        for key in keys:
+            data = data[key]
+        part._where = {at[len(keys) :]: line for at, line in self._where.items() if at[: len(keys)] == keys}
+        return part._holding(deepcopy(data))
+
+    def _holding(self, data: Any) -> "Document":
+        if not isinstance(data, dict):
+            raise InputError(f"{self.path}: expected a mapping of keys to values at the top level")
+        self.data = data
+        return self
 
     def _read(self, text: str, keys: Keys, place: Callable[[int], str]) -> Any:
         """The plain value that stands at ``keys``; ``place`` names a line of the text."""
@@ -126,12 +153,23 @@ class Document:
             yield f"{where}: {_explain(item, keys, fields)}"
 
 
-def read_document(path: Path) -> Document:
+Source = Path | Document
+"""A file, or what is given as if it were one."""
+
+
+def path_of(source: Source) -> Path:
+    return source if isinstance(source, Path) else source.path
+
+
+def read_document(source: Source) -> Document:
+    """What a file holds, or a copy. Raises InputError."""
+    if isinstance(source, Document):
+        return source.part()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return Document(path, text)
+        raise InputError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return Document.of_text(source, text)
 
 
 def load_model(model: type[Model], path: Path) -> Model:
@@ -150,6 +188,24 @@ def _scalar(node: yaml.Node) -> Any:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
     finally:
         loader.dispose()
+
+
+def _plain(value: Any, place: str) -> Any:
+    """As a file gives it; arrays as lists, paths as text."""
+    if hasattr(value, "tolist"):  # numpy's and pandas'
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InputError(f"{place}: key {key!r:.99} is no text")
+        return {key: _plain(of, f"{place}: {key}") for key, of in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain(of, place) for of in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise InputError(f"{place}: found {value!r:.99}; expected text, numbers, True, False, None, lists or mappings")
 
 
 def _dotted(keys: Keys) -> str:
