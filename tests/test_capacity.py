@@ -57,7 +57,7 @@ def test_the_answer_is_that_of_brute_force(of, most_gpus):
     ]
     assert (answer.best.cost if answer.best else None) == (min(feasible) if feasible else None)
     assert len(set(servers.tried)) == len(servers.tried)  # nothing is tried twice
-    assert {trial.shape.candidate.name for trial in answer.fewest} | answer.given_up.keys() == {one.name for one in of}
+    assert {trial.shape.candidate.name for trial in answer.fewest} | answer.dearer.keys() | answer.given_up.keys() == {one.name for one in of}
     for trial in answer.fewest:  # and one replica fewer does not do
         one, n = trial.shape.candidate, trial.shape.replicas
         assert n == 1 or not judge(Shape(one, n - 1), [served(Shape(one, n - 1))], [P90, GOOD]).meets
@@ -70,11 +70,11 @@ def test_few_trials_find_many_replicas():
     assert len(servers.tried) < 2 * math.log2(1000)
 
 
-def test_what_cannot_be_cheaper_is_given_up():
+def test_what_cannot_be_cheaper_is_dearer():
     servers = Servers()
     answer = find([candidate("good", 20.0), candidate("dear", 0.5, usd=3.0)], [P90], 64, servers)
     assert answer.best.shape.candidate.name == "good"
-    assert answer.given_up == {"dear": "2 replicas or more cost more than 1 x (good)"}
+    assert answer.dearer == {"dear": "2 replicas or more cost more than 1 x (good)"}
     assert max(n for name, n, _ in servers.tried if name == "dear") == 1
 
 

@@ -90,7 +90,7 @@ def test_the_answer_is_that_of_brute_force(tmp_path):
 
 def test_a_choice_that_is_not_read_makes_no_candidate_of_its_own(tmp_path):
     answer = found(tmp_path, {"choices": {key: PLAN["choices"][key] for key in ("decoding", "deployment.placement")}})
-    names = [of["candidate"] for of in answer["candidates"]] + list(answer["given_up"])
+    names = [of["candidate"] for of in answer["candidates"]] + list(answer["dearer"]) + list(answer["given_up"])
     assert sorted(name for name in names if "autoregressive" in name) == ["autoregressive"]
     assert not any("deployment.placement" in warning for warning in answer["warnings"])
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, NamedTuple
 
+from twotower_sim.errors import InputError
 from twotower_sim.figures import figure, figures_of
 from twotower_sim.interval import Estimate, estimate
 from twotower_sim.saturation import STABLE
@@ -99,11 +100,13 @@ Try = Callable[[list[Shape]], Iterable[list[dict[str, Any]] | str]]
 @dataclass(frozen=True)
 class Answer:
     """``best`` None: nothing meets the objectives, and ``closest`` comes nearest. ``fewest``: of every candidate that
-    was not given up; ``given_up``: why the others were."""
+    meets them; ``dearer``: of those that were given up since others of their group cost less, which; ``given_up``: why
+    the rest does not."""
 
     best: Trial | None
     closest: Trial | None
     fewest: list[Trial]
+    dearer: dict[str, str]
     given_up: dict[str, str]
     trials: list[Trial]
 
@@ -127,13 +130,14 @@ class Search:
         self._objectives, self._most, self._run = objectives, most_gpus, run
         self._trials: dict[tuple[str, int], Trial] = {}
         self._fewest: dict[str, Trial] = {}
+        self._dearer: dict[str, str] = {}
         self._given_up: dict[str, str] = {}
 
     def add(self, candidates: Sequence[Candidate]) -> None:
         searches: dict[str, tuple[Candidate, Generator[int, bool, int | None]]] = {}
         asked: dict[str, int] = {}
         for of in candidates:
-            if of.name in self._fewest or of.name in self._given_up or of.name in asked:
+            if any(of.name in known for known in (self._fewest, self._dearer, self._given_up, asked)):
                 continue
             if of.gpus > self._most:
                 self._given_up[of.name] = f"one replica has {of.gpus} GPUs; {self._most} allowed"
@@ -164,7 +168,7 @@ class Search:
         if trial.error:
             self._given_up[of.name] = trial.error
         elif (known := self._best_beside(of)) and of.cost(least) > known.cost:
-            self._given_up[of.name] = f"{least} replicas or more cost more than {known.deployment}"
+            self._dearer[of.name] = f"{least} replicas or more cost more than {known.deployment}"
         else:
             return following
         return None
@@ -205,7 +209,7 @@ class Search:
         trials = list(self._trials.values())
         best = min((of for of in trials if of.meets), key=_order, default=None)
         closest = None if best else min(trials, key=lambda of: (not of.stable, of.ratio, of.cost), default=None)
-        return Answer(best, closest, list(self._fewest.values()), dict(self._given_up), trials)
+        return Answer(best, closest, list(self._fewest.values()), dict(self._dearer), dict(self._given_up), trials)
 
 
 def _order(of: Trial) -> tuple[float, float]:
@@ -267,6 +271,8 @@ def breaking_load(
 def _bears(best: Trial, load: float, objectives: Sequence[Objective], run: Try) -> bool:
     shape = best.shape._replace(load=load)
     (found,) = run([shape])
+    if isinstance(found, str):  # what ran before does not now
+        raise InputError(f"{best.deployment}: {found}")
     return judge(shape, found, objectives).meets
 
 

@@ -90,7 +90,8 @@ class Plan:
         rows: list[list[Any]] = [
             [of.shape.candidate.name, of.shape.replicas, of.gpus, of.cost, of.ratio, ""] for of in self.fewest
         ]
-        rows += [[name, None, None, None, None, why] for name, why in self.answer.given_up.items()]
+        given_up = self.answer.dearer | self.answer.given_up
+        rows += [[name, None, None, None, None, why] for name, why in given_up.items()]
         return Sheet(["candidate", "replicas", "gpus", "usd_per_hour", "worst_share_of_bound", "given_up"], rows)
 
     @property
