@@ -1,7 +1,5 @@
 """A comparison from its scenarios to its results: files and a table."""
 
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from twotower_sim.compare import Compared, Comparison, compare_sides, load_sides
-from twotower_sim.result import all_or_nothing, circumstances, write_json
+from twotower_sim.result import Stopwatch, all_or_nothing, write_json
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.tables import first_alike, in_words, number, plain_estimate, shown
 from twotower_sim.workers import Workers
@@ -27,21 +25,21 @@ def compare_and_report(
     quiet: bool,
 ) -> None:
     """Run the scenarios at ``paths``, each at the seeds of the first; results go to ``out``. Raises InputError."""
-    started, clock = datetime.now(UTC), time.perf_counter()
+    watch = Stopwatch()
     sides = load_sides(paths, overrides)
     out = out or Path("out") / f"compare-{'-'.join(side.name for side in sides)}"[:100]
     with all_or_nothing() as stage:
         files = [stage(out / name) for name in ("compare.json", "run.json")]
         compared = compare_sides(sides, replications, metrics, cache, workers, Console(stderr=True, quiet=quiet))
-        write_json(files[0], _report(compared))
-        spent = {"simulated": compared.simulated, "wall_s": time.perf_counter() - clock}
-        write_json(files[1], circumstances(started) | spent)
+        write_json(files[0], report(compared))
+        write_json(files[1], watch.circumstances(simulated=compared.simulated))
     if not quiet:
         _print(compared, Console())
         print(f"Results     {out}/compare.json, run.json")
 
 
-def _report(of: Compared) -> dict[str, Any]:
+def report(of: Compared) -> dict[str, Any]:
+    """The truth of a comparison: the same bytes wherever and however often it runs."""
     seed = of.sides[0].scenario.seed
     return {
         "replications": of.replications,

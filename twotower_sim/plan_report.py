@@ -1,7 +1,5 @@
 """A plan from its file to its results: files and a table."""
 
-import time
-from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,12 @@ from rich.table import Table
 from twotower_sim.capacity import Trial, front
 from twotower_sim.plan_file import PlanFile
 from twotower_sim.planner import Plan, Planner
-from twotower_sim.result import all_or_nothing, circumstances, write_json
+from twotower_sim.result import Stopwatch, all_or_nothing, write_json
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.tables import in_words, number, plain_estimate, shown
 from twotower_sim.workers import Workers
 
+FILES = ("plan.json", "candidates.csv", "trials.csv")
 CANDIDATES, GIVEN_UP = 20, 12
 """How many of each a terminal shows."""
 
@@ -27,19 +26,24 @@ def plan_and_report(
 ) -> None:
     """Find the least costly deployment for the plan at ``path``; results go to ``out`` (default out/<name>). Raises
     InputError."""
-    started, clock = datetime.now(UTC), time.perf_counter()
+    watch = Stopwatch()
     planner = Planner(path, overrides, cache, workers, Console(stderr=True, quiet=quiet))
     out = out or Path("out") / planner.asked.name
     with all_or_nothing() as stage:
-        files = [stage(out / name) for name in ("plan.json", "candidates.csv", "trials.csv", "run.json")]
+        *files, run_file = (stage(out / name) for name in (*FILES, "run.json"))
         plan = planner.solve()
-        write_json(files[0], report(plan))
-        files[1].write_text(plan.candidates.csv(), encoding="utf-8")
-        files[2].write_text(plan.trials.csv(), encoding="utf-8")
-        write_json(files[3], circumstances(started) | {"wall_s": time.perf_counter() - clock})
+        write_plan(files, plan)
+        write_json(run_file, watch.circumstances())
     if not quiet:
         _print(plan, Console())
-        print(f"Results     {out}/plan.json, candidates.csv, trials.csv, run.json")
+        print(f"Results     {out}/{', '.join(FILES)}, run.json")
+
+
+def write_plan(files: list[Path], plan: Plan) -> None:
+    """To FILES, under whatever names."""
+    write_json(files[0], report(plan))
+    files[1].write_text(plan.candidates.csv(), encoding="utf-8")
+    files[2].write_text(plan.trials.csv(), encoding="utf-8")
 
 
 def report(plan: Plan) -> dict[str, Any]:
@@ -56,7 +60,6 @@ def report(plan: Plan) -> dict[str, Any]:
         "load": None if bears is None else {"bears": bears, "breaks": None if breaks == inf else breaks},
         "front": [_plain(of) for of in front([of for of in answer.trials if of.meets])],
         "candidates": [_plain(of) for of in plan.fewest],
-        "dearer": answer.dearer,
         "given_up": answer.given_up,
         "provenance": shown.summaries[0]["provenance"] if shown and shown.summaries else {},
         "summary": shown.summaries[0] if shown and shown.summaries else None,
@@ -109,8 +112,6 @@ def _print(plan: Plan, console: Console) -> None:
         say("Margin", "not found: no one key of this workload sets its rate")
     if answer.closest:
         say("Closest", _why_not(asked, answer.closest))
-    if answer.dearer:
-        say("Dearer", f"{len(answer.dearer)} candidates, than others on the same GPUs in the same way (candidates.csv)")
     for name, why in list(answer.given_up.items())[:GIVEN_UP]:
         say("Given up", f"{name}: {why}")
     if (more := len(answer.given_up) - GIVEN_UP) > 0:

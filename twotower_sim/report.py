@@ -1,8 +1,6 @@
 """A run from its file to its results: what the command line does, and what a script may call."""
 
 import sys
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +10,7 @@ from twotower_sim.html_page import check_html
 from twotower_sim.html_report import write_html
 from twotower_sim.metrics import evaluate
 from twotower_sim.replica import Round
-from twotower_sim.result import all_or_nothing, circumstances, summary, write_json, write_requests
+from twotower_sim.result import Stopwatch, all_or_nothing, summary, write_json, write_requests
 from twotower_sim.scenario import load_scenario
 from twotower_sim.simulation import Observer, prepare, simulate
 from twotower_sim.timeline import Timeline
@@ -25,7 +23,7 @@ def run_and_report(
     """Run the scenario at ``path``; results go to ``out`` (default out/<name>) all at once, when they are complete."""
     if html:
         check_html("--html")
-    started, clock = datetime.now(UTC), time.perf_counter()
+    watch = Stopwatch()
     scenario = load_scenario(path, overrides)
     run = prepare(scenario, path.parent)
     out = out or Path("out") / scenario.name
@@ -44,7 +42,7 @@ def run_and_report(
             recorder.write(trace, run, results)
         if usage and html_file:
             write_html(html_file, run, results, figures, usage, ["twotower-sim", *sys.argv[1:]])
-        write_json(files[2], circumstances(started) | {"wall_s": time.perf_counter() - clock})
+        write_json(files[2], watch.circumstances())
     if not quiet:
         print_summary(figures, Console())
         print(

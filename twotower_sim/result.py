@@ -8,10 +8,11 @@ import json
 import os
 import platform
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -103,19 +104,27 @@ def plain_json(data: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(data, allow_nan=False, default=_plain))
 
 
-def circumstances(started: datetime) -> dict[str, Any]:
-    """What the results do not depend on."""
-    return {
-        "command": sys.argv,
-        "started": started.isoformat(timespec="seconds"),
-        "versions": {
-            "twotower-sim": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "simpy": simpy.__version__,
-        },
-        "machine": {"system": platform.platform(), "processor": platform.machine()},
-    }
+class Stopwatch:
+    """Runs from when it is made."""
+
+    def __init__(self) -> None:
+        self._started, self._clock = datetime.now(UTC), time.perf_counter()
+
+    def circumstances(self, **more: Any) -> dict[str, Any]:
+        """What the results do not depend on: when, where, with which versions, ``more``, and how long it took."""
+        return {
+            "command": sys.argv,
+            "started": self._started.isoformat(timespec="seconds"),
+            "versions": {
+                "twotower-sim": __version__,
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "simpy": simpy.__version__,
+            },
+            "machine": {"system": platform.platform(), "processor": platform.machine()},
+            **more,
+            "wall_s": time.perf_counter() - self._clock,
+        }
 
 
 def _plain(value: Any) -> Any:

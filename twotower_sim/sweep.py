@@ -77,9 +77,13 @@ class Sweep:
         ]
         return Sheet(header, rows)
 
-    def cells(self, point: Point) -> list[str | None]:
-        """Values of the keys that vary; None where a point leaves one as it is."""
-        return [plain(point.values[key]) if key in point.values else None for key in self.study.keys]
+    def cells(self, point: Point) -> list[str | int | float | None]:
+        """Values of the keys that vary, in words but for numbers; None where a point leaves one as it is."""
+        return [_cell(point.values[key]) if key in point.values else None for key in self.study.keys]
+
+
+def _cell(value: Any) -> str | int | float:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else plain(value)
 
 
 def run_study(

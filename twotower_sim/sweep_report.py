@@ -1,8 +1,6 @@
 """A sweep from its file to its results: files and a table."""
 
-import time
 from collections import defaultdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from twotower_sim.result import all_or_nothing, circumstances, write_json
+from twotower_sim.result import Stopwatch, all_or_nothing, write_json
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.saturation import STABLE
 from twotower_sim.study import load_study
@@ -19,29 +17,35 @@ from twotower_sim.sweep import Sweep, run_study, unstable
 from twotower_sim.tables import first_alike, in_words, plain_estimate, shown
 from twotower_sim.workers import Workers
 
+FILES = ("points.csv", "summary.csv", "sweep.json")
+
 
 def sweep_and_report(
     path: Path, overrides: list[str], out: Path | None, cache: ResultCache, workers: Workers, quiet: bool
 ) -> None:
     """Run the study at ``path`` and print it; results go to ``out`` (default out/<name>) all at once, when they are
     complete. Raises InputError."""
-    started, clock = datetime.now(UTC), time.perf_counter()
+    watch = Stopwatch()
     study, points = load_study(path, overrides)
     out = out or Path("out") / study.name
     with all_or_nothing() as stage:
-        files = [stage(out / name) for name in ("points.csv", "summary.csv", "sweep.json", "run.json")]
+        *files, run_file = (stage(out / name) for name in (*FILES, "run.json"))
         done = run_study(path, study, points, cache, workers, Console(stderr=True, quiet=quiet))
-        files[0].write_text(done.runs.csv(), encoding="utf-8")
-        files[1].write_text(done.summary.csv(), encoding="utf-8")
-        write_json(files[2], _report(done))
-        spent = {"simulated": done.simulated, "wall_s": time.perf_counter() - clock}
-        write_json(files[3], circumstances(started) | spent)
+        write_sweep(files, done)
+        write_json(run_file, watch.circumstances(simulated=done.simulated))
     if not quiet:
         _print(done, Console())
-        print(f"Results     {out}/points.csv, summary.csv, sweep.json, run.json")
+        print(f"Results     {out}/{', '.join(FILES)}, run.json")
 
 
-def _report(of: Sweep) -> dict[str, Any]:
+def write_sweep(files: list[Path], done: Sweep) -> None:
+    """To FILES, under whatever names."""
+    files[0].write_text(done.runs.csv(), encoding="utf-8")
+    files[1].write_text(done.summary.csv(), encoding="utf-8")
+    write_json(files[2], report(done))
+
+
+def report(of: Sweep) -> dict[str, Any]:
     """The truth of a sweep: the same bytes wherever and however often it runs."""
     sources: dict[tuple[str, str], list[int]] = defaultdict(list)
     warnings: dict[str, list[int]] = defaultdict(list)
@@ -87,8 +91,8 @@ def _print(of: Sweep, console: Console) -> None:
     for name in study.metrics:
         table.add_column(in_words(name), justify="right", overflow="fold")
     for point, _, estimates in of.table:
-        cells = [cell or "" for cell in of.cells(point)]
-        table.add_row(str(point.number), *map(Text, cells), *(shown(estimate) for estimate in estimates.values()))
+        cells = [Text("" if cell is None else str(cell)) for cell in of.cells(point)]
+        table.add_row(str(point.number), *cells, *(shown(estimate) for estimate in estimates.values()))
     console.print(table)
     if study.replications > 1:
         console.print(f"Mean and 95 % interval (Student's t) over {study.replications} replications", highlight=False)
