@@ -118,6 +118,34 @@ def test_the_margin(tmp_path):
         assert judge(None, [Experiment(scenario, tmp_path).outcome()], objectives).meets == meets
 
 
+CLOSED = {"kind": "closed_loop", "requests": 400, "concurrency": 40, "input_tokens": LENGTH, "output_tokens": LENGTH}
+STEPS = {"kind": "steps", "steps": [{"rate_rps": 30, "for_s": 2}, {"rate_rps": 60, "for_s": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("workload", "heavier"),
+    [
+        (CLOSED, lambda times: {"workload.concurrency": round(40 * times)}),
+        (
+            SCENARIO["workload"] | {"arrivals": STEPS},
+            lambda times: {
+                "workload.arrivals.steps": [of | {"rate_rps": of["rate_rps"] * times} for of in STEPS["steps"]]
+            },
+        ),
+    ],
+    ids=["users", "steps"],
+)
+def test_the_margin_of_other_loads(tmp_path, workload, heavier):
+    asked = {"choices": {"decoding": [{"kind": "autoregressive"}]}, "objectives": {"request_latency.p90": 2500}}
+    answer = found(tmp_path, asked | {"margin": True, "replications": 1}, {"workload": workload})
+    for times, meets in ((answer["load"]["bears"], True), (answer["load"]["breaks"], False)):
+        values = {"decoding": {"kind": "autoregressive"}, "deployment.replicas": answer["best"]["replicas"]}
+        settings = [Setting(key, value, "", tmp_path) for key, value in (values | heavier(times)).items()]
+        scenario = load_scenario(tmp_path / "scenario.yaml", settings)
+        runs = [Experiment(scenario, tmp_path).outcome()]
+        assert judge(None, runs, [Objective("request_latency.p90", 2500)]).meets == meets
+
+
 def test_nothing_meets_what_cannot_be(tmp_path):
     answer = found(tmp_path, {"objectives": {"request_latency.p90": 1}, "most_gpus": 4})
     assert not answer["met"]

@@ -18,7 +18,13 @@ from twotower_sim.plan_file import PlanFile
 from twotower_sim.proposals import Merits, Proposals, combinations, size
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.scenario import BlockDiffusion, Change, MockAr, Scenario, Setting, TwoTower, asked_of, load_scenario
-from twotower_sim.scenario_workload import FingerprintWorkload, MixWorkload, SyntheticWorkload, TraceWorkload
+from twotower_sim.scenario_workload import (
+    ClosedLoopWorkload,
+    FingerprintWorkload,
+    MixWorkload,
+    SyntheticWorkload,
+    TraceWorkload,
+)
 from twotower_sim.simulation import gpu_of, gpus_of, without_effect
 from twotower_sim.study import plain, replicated, settings_of
 from twotower_sim.tables import Sheet, first_alike
@@ -239,16 +245,27 @@ def _quality(scenario: Scenario) -> float | None:
     return None if None in known else min(of for of in known if of is not None)
 
 
-def _scaled(scenario: Scenario, load: float) -> tuple[str, float] | None:
+def _scaled(scenario: Scenario, load: float) -> tuple[str, Any] | None:
     """The key that makes the load so many times as heavy, and its value; None where there is no one key."""
     of = scenario.workload
     if isinstance(of, TraceWorkload | FingerprintWorkload):
         return "workload.rate_scale", of.rate_scale * load
-    if isinstance(of, SyntheticWorkload) and (rate := getattr(of.arrivals, "rate_rps", None)):
-        return "workload.arrivals.rate_rps", rate * load
+    if isinstance(of, SyntheticWorkload):
+        return "workload.arrivals", _faster(of.arrivals.model_dump(exclude_none=True), load)
+    if isinstance(of, ClosedLoopWorkload):
+        return "workload.concurrency", max(round(of.concurrency * load), 1)
     if isinstance(of, MixWorkload) and of.rate_rps:
         return "workload.rate_rps", of.rate_rps * load
     return None
+
+
+def _faster(arrivals: Any, load: float) -> Any:
+    """All rates, wherever they stand, so many times as high."""
+    if isinstance(arrivals, list):
+        return [_faster(part, load) for part in arrivals]
+    if isinstance(arrivals, dict):
+        return {key: of * load if key.endswith("_rps") else _faster(of, load) for key, of in arrivals.items()}
+    return arrivals
 
 
 def _named(values: dict[str, Any]) -> str:
