@@ -60,6 +60,7 @@ def report(plan: Plan) -> dict[str, Any]:
         "load": None if bears is None else {"bears": bears, "breaks": None if breaks == inf else breaks},
         "front": [_plain(of) for of in front([of for of in answer.trials if of.meets])],
         "candidates": [_plain(of) for of in plan.fewest],
+        "dearer": answer.dearer,
         "given_up": answer.given_up,
         "provenance": shown.summaries[0]["provenance"] if shown and shown.summaries else {},
         "summary": shown.summaries[0] if shown and shown.summaries else None,
@@ -112,6 +113,8 @@ def _print(plan: Plan, console: Console) -> None:
         say("Margin", "not found: no one key of this workload sets its rate")
     if answer.closest:
         say("Closest", _why_not(asked, answer.closest))
+    if answer.dearer:
+        say("Dearer", f"{len(answer.dearer)} candidates, than others on the same GPUs in the same way (candidates.csv)")
     for name, why in list(answer.given_up.items())[:GIVEN_UP]:
         say("Given up", f"{name}: {why}")
     if (more := len(answer.given_up) - GIVEN_UP) > 0:
