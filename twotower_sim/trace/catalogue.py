@@ -1,6 +1,8 @@
 """The traces that there are by name, and the formats that are read."""
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -8,22 +10,47 @@ from rich.table import Table
 
 from twotower_sim.preset import names
 from twotower_sim.readers import FORMATS
+from twotower_sim.tables import Sheet
 from twotower_sim.trace.public import downloads, public_traces
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """``public``: a row a trace that can be fetched, into ``folder``; ``there``: names of those that were;
+    ``fingerprints``: names of those that ship; ``formats``: a row a format that is read."""
+
+    public: Sheet
+    folder: Path
+    there: list[str]
+    fingerprints: list[str]
+    formats: Sheet
+
+
+def catalogue() -> Catalogue:
+    folder, traces = downloads(), public_traces()
+    public = [
+        [name, of.of.requests, of.of.span_s, of.source.licence, of.source.repository] for name, of in traces.items()
+    ]
+    return Catalogue(
+        Sheet(["name", "requests", "span_s", "licence", "repository"], public),
+        folder,
+        [name for name, trace in traces.items() if (folder / trace.file).is_file()],
+        names("fingerprints"),
+        Sheet(["name", "what"], [[name, _first(family.__doc__ or "")] for name, family in FORMATS.items()]),
+    )
+
+
 def print_list() -> None:
-    folder, console, traces = downloads(), Console(), public_traces()
+    found, console = catalogue(), Console()
     public = _table("Public traces", "Name", "Requests", "Min", "Licence", "Where from")
-    for name, trace in traces.items():
-        figures = f"{trace.of.requests:,}", f"{trace.of.span_s / 60:.0f}"
-        public.add_row(name, *figures, trace.source.licence, trace.source.repository)
+    for name, requests, span_s, *source in found.public.rows:
+        public.add_row(name, f"{requests:,}", f"{span_s / 60:.0f}", *source)
     console.print(public)
-    there = [name for name, trace in traces.items() if (folder / trace.file).is_file()]
-    print(f"In {folder}: {', '.join(there) or 'none yet'}. To get one: twotower-sim trace fetch NAME\n")
-    print(f"Fingerprints, to draw from: {', '.join(names('fingerprints'))}\n")
+    print(f"In {found.folder}: {', '.join(found.there) or 'none yet'}. To get one: twotower-sim trace fetch NAME\n")
+    print(f"Fingerprints, to draw from: {', '.join(found.fingerprints)}\n")
     formats = _table("Formats that are read", "Name", "What")
-    for name, family in FORMATS.items():
-        formats.add_row(name, _first(family.__doc__ or ""))
+    for row in found.formats.rows:
+        formats.add_row(*row)
     console.print(formats)
 
 

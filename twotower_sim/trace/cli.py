@@ -121,8 +121,6 @@ def fingerprint(
     """Measure figures of a trace from which ones like it can be drawn, of any length and rate (kind: fingerprint)."""
     from twotower_sim.trace.fingerprint import fingerprint_trace
 
-    if plot and not check:
-        raise InputError("trace fingerprint --plot: has no effect without --check")
     fingerprint_trace(file, out, _format(format, column, time_unit), on_error, check, plot)
 
 
@@ -138,43 +136,11 @@ def sample(
     """Draw a trace from a fingerprint."""
     from twotower_sim.trace.fingerprint import sample_trace
 
-    if not 1e-6 <= rate_scale <= 1e6:
-        raise InputError(f"--rate-scale: found {rate_scale:g}; expected a number from 1e-06 to 1e+06")
     sample_trace(fingerprint, out, requests, rate_scale, seed)
 
 
-FIELDS = {
-    "arrival": True,
-    "input_tokens": True,
-    "output_tokens": True,
-    "first_token": False,
-    "finish": False,
-    "session": False,
-}
-"""Whether a column has to be named."""
-
-
 def _format(name: str, columns: list[str] | None, time_unit: TimeUnit) -> "readers.Format":
-    from twotower_sim.readers import FORMATS
-    from twotower_sim.readers.columns import Columns
-    from twotower_sim.yaml_file import did_you_mean
+    from twotower_sim.trace.format import format_of
 
-    if name != "auto" and name not in FORMATS:
-        raise InputError(
-            f"--format: found {name!r:.99}{did_you_mean(name, FORMATS)}; allowed: auto, {', '.join(FORMATS)}"
-        )
-    if not columns:
-        if time_unit:
-            raise InputError("--time-unit: has no effect without --column; formats have units of their own")
-        return name
-    if name not in ("auto", "columns"):
-        raise InputError(f"--format: found {name!r}; with --column it is columns, or left out")
-    named = {field: column for field, _, column in (text.partition("=") for text in columns)}
-    for field, column in named.items():
-        if field not in FIELDS or not column:
-            raise InputError(
-                f"--column: found {field}={column}{did_you_mean(field, FIELDS)}; allowed: {', '.join(FIELDS)}=NAME"
-            )
-    if missing := [field for field, needed in FIELDS.items() if needed and field not in named]:
-        raise InputError(f"--column: {missing[0]}=NAME is missing")
-    return Columns(**named, time_unit=time_unit or "s")
+    named = (text.partition("=") for text in columns or [])
+    return format_of(name, {field: column for field, _, column in named}, time_unit)

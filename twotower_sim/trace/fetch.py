@@ -1,9 +1,9 @@
 """Downloads of public traces: whole and checked, or not at all; what was there before stays until then."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pooch import HTTPDownloader
 from requests.exceptions import HTTPError, RequestException
@@ -21,7 +21,24 @@ TIMEOUT_S = 30.0
 CHUNK = 1 << 16
 
 
+class Fetched(NamedTuple):
+    """A trace that is there now, and what happened."""
+
+    trace: PublicTrace
+    file: Path
+    said: str
+
+
 def fetch_traces(names: list[str], folder: Path | None, mirror: str | None, force: bool) -> None:
+    """Fetch traces, and print what happened. Raises InputError."""
+    for got in fetched(names, folder, mirror, force, Console(stderr=True)):
+        source = got.trace.source
+        print(f"{got.trace.name}: {got.said}\n  {source.attribution} ({source.repository}), {source.licence}")
+
+
+def fetched(
+    names: Sequence[str], folder: Path | None, mirror: str | None, force: bool, errors: Console
+) -> Iterator[Fetched]:
     """Download what is not there yet into ``folder`` (default: ``downloads()``), one after the other. ``mirror``: the
     address of a folder with files of the same names. Raises InputError that says what to do."""
     known = public_traces()
@@ -31,11 +48,10 @@ def fetch_traces(names: list[str], folder: Path | None, mirror: str | None, forc
     for name in names:
         trace = known[name]
         target = (folder or downloads()) / trace.file
-        print(f"{name}: {_fetch(trace, target, mirror, force)}")
-        print(f"  {trace.source.attribution} ({trace.source.repository}), {trace.source.licence}")
+        yield Fetched(trace, target, _fetch(trace, target, mirror, force, errors))
 
 
-def _fetch(trace: PublicTrace, target: Path, mirror: str | None, force: bool) -> str:
+def _fetch(trace: PublicTrace, target: Path, mirror: str | None, force: bool, errors: Console) -> str:
     """What happened. Where no hash is known, that of the first file is recorded beside it and holds from then on."""
     record = target.with_name(f"{target.name}.sha256")
     expected = trace.of.sha256 or _recorded(record)
@@ -53,7 +69,7 @@ def _fetch(trace: PublicTrace, target: Path, mirror: str | None, force: bool) ->
     url = f"{mirror.rstrip('/')}/{trace.file}" if mirror else trace.url
     with all_or_nothing() as stage:
         file = stage(target)
-        with _bar(trace.name) as bar:
+        with _bar(trace.name, errors) as bar:
             _download(url, file, bar, f"By hand: put it at {target}" + (f", from {trace.url}" if mirror else ""))
         found, megabytes = sha256(file), f"{file.stat().st_size / 1e6:.1f} MB"
         if expected is None:
@@ -129,9 +145,10 @@ class _Bar:
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[_Bar]:
-    """Silent where stderr is no terminal."""
-    console = Console(stderr=True)
+def _bar(name: str, console: Console) -> Iterator[_Bar]:
+    """Silent where the console is no terminal."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal or console.quiet
+    ) as progress:
         yield _Bar(progress, name)
