@@ -1,15 +1,17 @@
 """The verdict on a run's load: queues of known load, batches without a queue, loads that change."""
 
 from collections import Counter
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 import pytest
 from conftest import AFFINE, run_of, synthetic
 
 from twotower_sim.occupancy import mean_level
-from twotower_sim.saturation import judge_open
+from twotower_sim.saturation import judge_conversations, judge_open
 
 SEEDS = range(100)
+FULL = {"BACKLOGGED", "OVERLOADED"}
 
 
 def queue(gaps: np.ndarray, service: float = 1.0, measured=None, work=None):
@@ -138,3 +140,39 @@ def test_levels():
     edges = np.array([0.0, 1.0, 2.0, 4.0])
     begin, end = np.array([0.5, -1.0, 3.0]), np.array([2.0, 9.0, 3.0])
     assert mean_level(edges, begin, end, np.array([2.0, 1.0, 5.0])).tolist() == [2.0, 3.0, 1.0]
+
+
+def conversations(load: float, seed: int, turns: int = 5, think: float = 4.0, many: int = 400):
+    """The verdict on one server that takes a second for each turn; the next comes ``think`` seconds after the last."""
+    rng = np.random.default_rng(seed)
+    starts = np.cumsum(rng.exponential(turns / load, many))
+    coming = [(start, session, turns) for session, start in enumerate(starts)]
+    heapify(coming)
+    rows, free = [], 0.0
+    while coming:
+        arrival, session, left = heappop(coming)
+        admit = max(arrival, free)
+        free = admit + 1.0
+        rows.append((arrival, admit, free, left == turns, session))
+        if left > 1:
+            heappush(coming, (free + think, session, left - 1))
+    arrival, admit, finish, first, session = (np.array(column) for column in zip(*rows, strict=True))
+    columns = ((of * 1e9).astype(np.int64) for of in (arrival, admit, finish))
+    one = np.ones(len(rows))
+    return judge_conversations(*columns, one, one > 0, first > 0, session)
+
+
+@pytest.mark.parametrize(
+    ("load", "many", "verdicts"),
+    [(0.5, 400, {"STABLE"}), (0.8, 400, {"STABLE"}), (1.2, 2000, FULL), (1.5, 400, FULL), (2, 400, FULL)],
+)
+def test_conversations_that_slow_themselves_down_hide_no_overload(load, many, verdicts):
+    judged = [conversations(load, seed, many=many) for seed in range(20)]
+    assert {of.verdict for of in judged} <= verdicts
+    assert verdicts == FULL or all(of.settled for of in judged)
+
+
+def test_whether_conversations_settled_is_said():
+    assert conversations(0.5, 0, think=900).settled is False
+    assert conversations(2, 0, turns=100, many=40).settled is False
+    assert queue(poisson(0.5, 0)).settled is None

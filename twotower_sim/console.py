@@ -107,6 +107,9 @@ def _measured(summary: dict[str, Any]) -> list[str]:
     ]
 
 
+UNSETTLED = "; conversations last longer than half the time in which they start, so there would be more in a longer trace"
+
+
 def saturation_line(of: dict[str, Any]) -> str:
     verdict = of["verdict"]
     if of["window_s"] is None:
@@ -119,6 +122,7 @@ def saturation_line(of: dict[str, Any]) -> str:
     return (
         f"{verdict}: the queue grew by {queue} of the work that arrived, all open work by {work}, waits by {wait} of "
         f"the time (chance: {chance}); drained in {of['drain_s']:,.1f} s"
+        + UNSETTLED * (of["settled"] is False)
     )
 
 

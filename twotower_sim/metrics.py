@@ -36,7 +36,7 @@ from twotower_sim.latency import OTHER_PASS, PASS_NAMES
 from twotower_sim.luck import published_quality
 from twotower_sim.records import NOT_YET
 from twotower_sim.rounds import RoundEngine
-from twotower_sim.saturation import STABLE, Saturation, judge_open
+from twotower_sim.saturation import STABLE, Saturation, judge_conversations, judge_open
 from twotower_sim.scenario import BlockDiffusion, MockAr, Speculative, TwoTower
 from twotower_sim.scenario_workload import ClosedLoopWorkload
 from twotower_sim.simulation import Run, extrapolated_share
@@ -453,8 +453,11 @@ def _classes(run: Run, c: Columns, times: _Times, good: np.ndarray | None) -> di
 def _saturation(run: Run, c: Columns, done: np.ndarray) -> dict[str, Any]:
     if isinstance(run.scenario.workload, ClosedLoopWorkload):
         return Saturation(STABLE).plain()
-    columns = c.arrival_ns, c.admit_ns, c.finish_ns, c.output_tokens, c.measured
-    return judge_open(*(column[done] for column in columns)).plain()
+    columns = [column[done] for column in (c.arrival_ns, c.admit_ns, c.finish_ns, c.output_tokens, c.measured)]
+    after, sessions = run.requests.after, run.requests.sessions
+    if after is None or sessions is None:
+        return judge_open(*columns).plain()
+    return judge_conversations(*columns, np.diff(after.first)[done] == 0, sessions[done]).plain()
 
 
 def _cost(run: Run, columns: Columns, done: np.ndarray, duration_s: float) -> dict[str, Any]:

@@ -18,11 +18,15 @@ without a queue, outstanding work never fell to what it was in the first quarter
 more than the limit, as a share of the window, to finish what was left. STABLE: all else, and every closed loop, whose
 users wait for it.
 
+Turns that wait for others come later where work piles up: they hide it. So the work of a conversation counts from its
+start on, and the window ends when the last one starts. ``settled`` says whether conversations were over within half of
+the window, as a rule; where they were not, more of them would be open in a longer trace, and STABLE says little.
+
 Near capacity the verdict is one of luck. A load 10 % below or above it is told apart from some 2,000 requests on, if it
 is as steady as Poisson arrivals; the more uneven, the more requests it takes.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,17 +50,51 @@ class Saturation:
     limit: float | None = None
     window_s: float | None = None
     drain_s: float | None = None
+    settled: bool | None = None
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def judge_open(
-    arrival_ns: np.ndarray, admit_ns: np.ndarray, finish_ns: np.ndarray, work: np.ndarray, measured: np.ndarray
+def judge_conversations(
+    arrival_ns: np.ndarray,
+    admit_ns: np.ndarray,
+    finish_ns: np.ndarray,
+    work: np.ndarray,
+    measured: np.ndarray,
+    starts: np.ndarray,
+    sessions: np.ndarray,
 ) -> Saturation:
-    """Of open load: columns (n,) of all requests that were served, in any order; ``measured``: bool, one at least."""
+    """Of open load in which turns wait for others, as ``judge_open``; ``starts``: bool (n,), of requests that wait for
+    nothing; ``sessions``: number of the conversation of each, from 0."""
+    if not (starts & measured).any():
+        return judge_open(arrival_ns, admit_ns, finish_ns, work, measured)
+    first_ns = np.full(sessions.max() + 1, arrival_ns.max())
+    np.minimum.at(first_ns, sessions, arrival_ns)
+    since_ns = first_ns[sessions]
+    last_ns = arrival_ns[starts & measured].max()
+    judged = judge_open(arrival_ns, admit_ns, finish_ns, work, measured & (arrival_ns <= last_ns), since_ns)
+    if not judged.window_s:
+        return judged
+    lasted_ns = np.zeros(len(first_ns), np.int64)
+    np.maximum.at(lasted_ns, sessions, finish_ns - since_ns)
+    lasted_s = float(np.median(lasted_ns[sessions[starts & measured]])) / 1e9
+    return replace(judged, settled=lasted_s <= judged.window_s / 2)
+
+
+def judge_open(
+    arrival_ns: np.ndarray,
+    admit_ns: np.ndarray,
+    finish_ns: np.ndarray,
+    work: np.ndarray,
+    measured: np.ndarray,
+    since_ns: np.ndarray | None = None,
+) -> Saturation:
+    """Of open load: columns (n,) of all requests that were served, in any order; ``measured``: bool, one at least;
+    ``since_ns``: when a request's work was certain to come, if that was before it arrived."""
     origin = arrival_ns[measured].min()
     arrival_s, admit_s, finish_s = ((of - origin) / 1e9 for of in (arrival_ns, admit_ns, finish_ns))
+    since_s = arrival_s if since_ns is None else (since_ns - origin) / 1e9
     window_s = float(arrival_s[measured].max())
     drain_s = float(finish_s.max() - arrival_s.max())
     if not window_s:
@@ -64,19 +102,19 @@ def judge_open(
             OVERLOADED if (admit_s > arrival_s)[measured].any() else STABLE, window_s=0.0, drain_s=drain_s
         )
     edges = np.linspace(0, window_s, BINS + 1)
-    arrived = np.histogram(arrival_s, edges, weights=work)[0]
+    arrived = np.histogram(since_s, edges, weights=work)[0]
     rate = arrived.sum() / window_s
-    limit = _limit(arrived, int(measured.sum()))
+    limit = _limit(arrived, int(measured.sum()) if since_ns is None else len(np.unique(since_ns[measured])))
 
-    order = np.flatnonzero(measured)[np.argsort(arrival_s[measured], kind="stable")]
+    order = np.flatnonzero(measured)[np.argsort(since_s[measured], kind="stable")]
     tenth = max(len(order) // 10, 1)
     first, last = order[:tenth], order[-tenth:]
-    wait_s, latency_s = admit_s - arrival_s, finish_s - arrival_s
+    wait_s, latency_s = admit_s - arrival_s, finish_s - since_s
     waited, took = ([float(of[part].mean()) for part in (first, last)] for of in (wait_s, latency_s))
 
     filled_s = min(2 * float(np.median(latency_s[first])), window_s / 2)
     late = np.linspace(filled_s, window_s, BINS + 1)
-    outstanding = mean_level(late, arrival_s, finish_s, work)
+    outstanding = mean_level(late, since_s, finish_s, work)
     queue_growth = _slope(mean_level(edges, arrival_s, admit_s, work), window_s) / rate
     outstanding_growth = _slope(outstanding, window_s - filled_s) / rate
     wait_growth = (waited[1] - waited[0]) / window_s
