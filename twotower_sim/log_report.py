@@ -20,6 +20,7 @@ from twotower_sim.result import all_or_nothing, write_json
 from twotower_sim.scenario import Scenario, load_scenario
 
 PLAIN = ROOT / "scenarios" / "log.yaml"
+FILE = "log_validation.json"
 WIDTH = 110  # columns that the table needs, also where the output is a file
 SHOWN = (
     "time_to_first_token.avg",
@@ -42,16 +43,22 @@ def validate_log(
     path = scenario or PLAIN
     asked, read = load_scenario(path, overrides), read_log(log)
     with all_or_nothing() as stage:
-        data, picture = stage(out / "log_validation.json"), stage(plot) if plot else None
-        with Console(stderr=True).status("fitting") as status:
-            found = validate(
-                read.measurements, asked, path.parent, share, goal, lambda n: status.update(f"fitting: {n} simulations")
-            )
+        data, picture = stage(out / FILE), stage(plot) if plot else None
+        found = fitted(read, asked, path.parent, share, goal, Console(stderr=True))
         write_json(data, as_json(found, read, asked, share))
         if plot and picture:
             plot_pairs(panels(found), picture, plot.suffix)
     show(found, read, log, Console(width=max(WIDTH, Console().width)))
-    print(f"Results     {out}/log_validation.json" + (f"; {plot}" if plot else ""))
+    print(f"Results     {out}/{FILE}" + (f"; {plot}" if plot else ""))
+
+
+def fitted(read: Log, asked: Scenario, base: Path, share: float, goal: float, errors: Console) -> LogValidation:
+    """Fit the first ``share`` of a log's requests under the rules of a scenario whose files are relative to ``base``,
+    and predict the rest. Raises InputError."""
+    with errors.status("fitting") as status:
+        return validate(
+            read.measurements, asked, base, share, goal, lambda n: status.update(f"fitting: {n} simulations")
+        )
 
 
 def show(found: LogValidation, read: Log, log: Path, console: Console) -> None:

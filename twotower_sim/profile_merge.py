@@ -1,6 +1,6 @@
 """One profile from several: sections of different files, or grids of the same device that complement each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,7 @@ SAME_LATENCY = ("device", "model", "dtype", "placement", "backend")
 """What two measurements of latency must have in common to stand in one grid."""
 
 
-def merge_profiles(out: Path, names: list[str]) -> None:
+def merge_profiles(out: Path, names: Sequence[str]) -> Profile:
     """Write all of the profiles ``names`` as one to ``out``. Raises InputError where they contradict each other."""
     merged = load_profile(names[0])
     for name in names[1:]:
@@ -26,6 +26,7 @@ def merge_profiles(out: Path, names: list[str]) -> None:
         except ValueError as error:
             raise InputError(f"{name}: cannot be merged: {error}") from None
     save_profile(merged, out)
+    return merged
 
 
 def joined(a: Profile, b: Profile) -> Profile:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import product
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -12,6 +13,7 @@ from rich.table import Table
 from twotower_sim.commits import FittedCommits
 from twotower_sim.measured import Hull, PassTime, overlap, rising
 from twotower_sim.profile import Grid, MeasuredLatency, Profile, load_profile
+from twotower_sim.tables import Sheet
 
 QUALITY = ("score", "bits_per_byte", "autoregressive_bits_per_byte")
 HELD_OUT_ERROR = 0.1
@@ -26,7 +28,7 @@ def show_profile(name: str) -> None:
     for line in _origin(profile):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if profile.latency:
-        console.print(_latency_table(profile.latency))
+        console.print(_latency_table(profile))
     if profile.commits or profile.commit_records:
         console.print(_commits_table(profile))
 
@@ -35,30 +37,69 @@ def check_profile(name: str) -> None:
     """Print what limits the use of a profile. Raises InputError where it is none."""
     profile = load_profile(name)
     print(f"{name}: fine")
-    for line in _facts(profile):
+    for line in facts(profile):
         print(f"  {line}")
     if profile.latency:
-        Console().print(_latency_table(profile.latency))
-    for warning in _doubts(profile):
+        Console().print(_latency_table(profile))
+    for warning in doubts(profile):
         print(f"  warning: {warning}")
 
 
 def compare_profiles(first: str, second: str) -> None:
     """Print the second's times relative to the first's at common points, and tokens per step side by side."""
     a, b = load_profile(first), load_profile(second)
-    grids = [profile.latency.grids if profile.latency else {} for profile in (a, b)]
     times = _table(f"{second} / {first}", "Pass", "points", "median", "least", "most")
-    for name in (name for name in grids[0] if name in grids[1]):
-        ratios = _ratios(grids[0][name], grids[1][name])
-        figures = (np.median(ratios), ratios.min(), ratios.max()) if len(ratios) else ()
-        times.add_row(name, str(len(ratios)), *(f"{figure:.3f}" for figure in figures))
+    for name, points, *figures in ratios(a, b).rows:
+        times.add_row(name, str(points), *("" if figure is None else f"{figure:.3f}" for figure in figures))
     tokens = _table("Tokens per step", "Class", "gamma", "T", first, second)
-    left, right = tokens_per_step(a), tokens_per_step(b)
-    for class_, gamma, steps in sorted(left.keys() & right.keys()):
-        pair = left[class_, gamma, steps], right[class_, gamma, steps]
+    for class_, gamma, steps, *pair in tokens_beside(a, b).rows:
         tokens.add_row(class_, f"{gamma:g}", str(steps), *(f"{figure:.3f}" for figure in pair))
     for table in (times, tokens):
         Console().print(table)
+
+
+def ratios(a: Profile, b: Profile) -> Sheet:
+    """A row a pass that both have: the times of ``b`` relative to those of ``a`` at common points."""
+    rows: list[list[Any]] = []
+    grids = [profile.latency.grids if profile.latency else {} for profile in (a, b)]
+    for name in (name for name in grids[0] if name in grids[1]):
+        of = _ratios(grids[0][name], grids[1][name])
+        figures = [float(np.median(of)), float(of.min()), float(of.max())] if len(of) else [None] * 3
+        rows.append([name, len(of), *figures])
+    return Sheet(["pass", "points", "median", "least", "most"], rows)
+
+
+def tokens_beside(a: Profile, b: Profile) -> Sheet:
+    """A row an operating point that both have: tokens per step."""
+    left, right = tokens_per_step(a), tokens_per_step(b)
+    rows = [[*point, left[point], right[point]] for point in sorted(left.keys() & right.keys())]
+    return Sheet(["class", "gamma", "steps_per_block", "first", "second"], rows)
+
+
+def passes(profile: Profile) -> Sheet:
+    """A row a pass: where it was measured, how long it takes, and between which quantiles half a point's samples lie,
+    relative to their median."""
+    rows: list[list[Any]] = []
+    for name, grid in (profile.latency.grids if profile.latency else {}).items():
+        seconds = grid.seconds()
+        spread = np.nanmedian((grid.seconds("p80_s") - grid.seconds("p20_s")) / seconds)
+        axes = ", ".join(_range(axis, points) for axis, points in grid.axes.items())
+        ms = [float(of(seconds)) * 1e3 for of in (np.nanmin, np.nanmax)]
+        rows.append(
+            [name, axes, int(np.isfinite(seconds).sum()), seconds.size, *ms, float(spread) if grid.p20_s else None]
+        )
+    return Sheet(["pass", "axes", "measured", "points", "fastest_ms", "slowest_ms", "p20_to_p80"], rows)
+
+
+def commits(profile: Profile) -> Sheet:
+    """A row an operating point: tokens committed per denoise step, and quality."""
+    source = "records" if profile.commit_records else "fitted law"
+    quality = {(of.class_, of.gamma, of.steps_per_block): of for of in profile.quality}
+    rows = [
+        [*point, tokens, source, *(getattr(quality.get(point), column, None) for column in QUALITY)]
+        for point, tokens in sorted(tokens_per_step(profile).items())
+    ]
+    return Sheet(["class", "gamma", "steps_per_block", "tokens_per_step", "source", *QUALITY], rows)
 
 
 def tokens_per_step(profile: Profile) -> dict[Point, float]:
@@ -112,30 +153,23 @@ def _range(axis: str, points: list[int]) -> str:
     return f"{axis} {points[0]}" if len(points) == 1 else f"{axis} {points[0]}…{points[-1]} ({len(points)})"
 
 
-def _latency_table(latency: MeasuredLatency) -> Table:
+def _latency_table(profile: Profile) -> Table:
     table = _table("Latency (ms)", "Pass", "axes", "points", "fastest", "slowest", "p20-p80", words=("axes",))
-    for name, grid in latency.grids.items():
-        seconds = grid.seconds()
-        spread = np.nanmedian((grid.seconds("p80_s") - grid.seconds("p20_s")) / seconds)
-        axes = ", ".join(_range(axis, points) for axis, points in grid.axes.items())
-        points = f"{np.isfinite(seconds).sum()} of {seconds.size}"
-        low, high = np.nanmin(seconds) * 1e3, np.nanmax(seconds) * 1e3
-        table.add_row(name, axes, points, f"{low:,.3f}", f"{high:,.3f}", f"{spread:.1%}" if grid.p20_s else "")
+    for name, axes, measured, points, low, high, spread in passes(profile).rows:
+        share = "" if spread is None else f"{spread:.1%}"
+        table.add_row(name, axes, f"{measured} of {points}", f"{low:,.3f}", f"{high:,.3f}", share)
     return table
 
 
 def _commits_table(profile: Profile) -> Table:
     table = _table("Commits", "Class", "gamma", "T", "tokens/step", "from", "score", "bits/byte", "AR", words=("from",))
-    source = "records" if profile.commit_records else "fitted law"
-    quality = {(of.class_, of.gamma, of.steps_per_block): of for of in profile.quality}
-    for point, tokens in sorted(tokens_per_step(profile).items()):
-        figures = [getattr(quality.get(point), column, None) for column in QUALITY]
-        shown = ("" if figure is None else f"{figure:.3f}" for figure in figures)
-        table.add_row(point[0], f"{point[1]:g}", str(point[2]), f"{tokens:.3f}", source, *shown)
+    for class_, gamma, steps, tokens, source, *figures in commits(profile).rows:
+        known = ("" if figure is None else f"{figure:.3f}" for figure in figures)
+        table.add_row(class_, f"{gamma:g}", str(steps), f"{tokens:.3f}", source, *known)
     return table
 
 
-def _facts(profile: Profile) -> Iterator[str]:
+def facts(profile: Profile) -> Iterator[str]:
     of = profile.of("latency")
     age = _age_days(of.date)
     yield f"{of}; {of.date}{'' if age is None else f' ({age} days ago)'}"
@@ -148,7 +182,7 @@ def _facts(profile: Profile) -> Iterator[str]:
         yield f"{name}: {held.points} points held out, error of interpolation {errors}"
 
 
-def _doubts(profile: Profile) -> Iterator[str]:
+def doubts(profile: Profile) -> Iterator[str]:
     of, latency = profile.of("latency"), profile.latency
     if of.environment.get("dirty"):
         yield "measured with uncommitted changes in the code"
