@@ -1,12 +1,15 @@
 """The invariants of a run, by number, as stated in DESIGN.md. ``check`` takes any finished run."""
 
 import numpy as np
+import pytest
 
 from twotower_sim.kv_cache import PrefixCache
 from twotower_sim.metrics import visible_blocks
 from twotower_sim.rounds import RoundEngine
 from twotower_sim.tandem import Tandem
 from twotower_sim.visible import Ticks
+
+NO_PASS = ("idle", "waiting", "host", "host and transfer")
 
 
 def check(run, results) -> None:
@@ -16,6 +19,7 @@ def check(run, results) -> None:
         blocks_are_whole(run)
     memory_is_given_back(run)
     no_replica_idles(run, results.columns)
+    gpu_hours_add_up(run, results)
 
 
 def conservation(results) -> None:
@@ -98,3 +102,22 @@ def no_replica_idles(run, c) -> None:
         before = np.concatenate(([0], covered[:-1]))
         outstanding = np.maximum(covered - np.maximum(arrival, before), 0).sum()
         assert outstanding == engine.busy_ns
+
+
+def gpu_hours_add_up(run, results) -> None:
+    """11. GPU hours computing, waiting and idle are all hours of all GPUs, and say what the shares of time say."""
+    cost, use = results.cost, results.utilisation
+    parts = [cost[f"gpu_hours_{of}"] for of in ("computing", "waiting", "idle")]
+    assert min(parts) >= 0
+    assert sum(parts) == cost["gpu_hours"] == pytest.approx(run.gpus * use["duration_s"] / 3600)
+    computing, waiting = (part / sum(parts) for part in parts[:2])
+    assert computing + waiting == pytest.approx(use["busy"])
+    passes = {
+        side: sum(share for kind, share in shares.items() if kind not in NO_PASS)
+        for side, shares in use["share_of_time"].items()
+    }
+    context, denoiser = run.scenario.deployment.degrees
+    m, n = run.scenario.tandem or (1, 1)
+    if run.scenario.split and "gpus" not in passes:
+        expected = (m * context * passes["context"] + n * denoiser * passes["denoiser"]) / (m * context + n * denoiser)
+        assert computing == pytest.approx(expected, abs=1e-6)

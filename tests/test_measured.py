@@ -273,7 +273,7 @@ def test_a_run_names_its_profile_and_takes_its_device(tmp_path):
     assert figures["provenance"]["gpu"] == "Handmade 96 GB: measured: made by hand (2 x Handmade 96 GB)"
     assert figures["scenario"]["deployment"]["gpu"] == "Handmade 96 GB"
     assert figures["memory"]["gpus"]["context"]["capacity_bytes"] == int((98304 << 20) * 0.9)
-    assert figures["cost"]["usd"] is figures["cost"]["energy_kwh_at_full_power"] is None
+    assert figures["cost"]["usd"] is figures["cost"]["energy_kwh"] is None
     assert figures["utilisation"]["extrapolated_share"] == {}
     assert not [warning for warning in figures["warnings"] if "latency" in warning]
     again, _ = run_with(tmp_path, deployment={"gpu": "Handmade 96 GB"})

@@ -498,6 +498,9 @@ OPTIONS: dict[str, tuple[dict, Any]] = {
     "slo.time_to_second_token_ms": ({}, 100),
     "slo.inter_token_latency_ms": ({}, 5),
     "slo.request_latency_ms": ({}, 1000),
+    "cost.price_usd_per_hour": ({}, 0),
+    "cost.power_w": ({}, 300),
+    "cost.idle_power_w": ({}, 0),
 } | {
     f"latency.AffineLatency.{pass_}.{cost}": ({"latency": COSTS, "decoding": KINDS[pass_]}, 7)
     for pass_ in KINDS

@@ -38,8 +38,13 @@ PARTS = {
     "commits": "Commits",
     "acceptance": "Acceptance",
     "gpu": "GPU",
+    "price": "Price",
+    "power": "Power",
     "model": "Model",
 }
+
+DOING = ("computing", "waiting", "idle")
+"""What GPUs do with their hours."""
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
@@ -65,8 +70,8 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         f"{counts['rejected']:,} rejected, {counts['preemptions']:,} preemptions, {counts['rounds']:,} rounds",
         *_measured(summary),
         f"Load        {saturation_line(summary['saturation'])}",
-        f"GPUs        {use['gpus']}, busy {use['busy']:.1%} of the time"
-        + (f", ${cost['usd_per_million_output_tokens']:,.2f} per million output tokens" if cost["usd"] else ""),
+        f"GPUs        {use['gpus']}: {_hours(cost)} of the time",
+        *_cost(cost),
     ]
     for name, shares in use["share_of_time"].items():
         lines.append(f"{name.capitalize():12}" + ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items()))
@@ -92,6 +97,18 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         )
     lines += [f"{PARTS[key]:12}{source}" for key, source in summary["provenance"].items()]
     return lines + [f"Warning     {warning}" for warning in summary["warnings"]]
+
+
+def _hours(cost: dict[str, Any]) -> str:
+    """Shares of GPU hours."""
+    return ", ".join(f"{kind} {cost[f'gpu_hours_{kind}'] / cost['gpu_hours']:.1%}" for kind in DOING)
+
+
+def _cost(cost: dict[str, Any]) -> list[str]:
+    usd, kwh = cost["usd_per_million_output_tokens"], cost["kwh_per_million_output_tokens"]
+    told = [] if usd is None else [f"${usd:,.2f}"]
+    told += [] if kwh is None else [f"at most {_number(kwh)} kWh (modelled)"]
+    return [f"Cost        {' and '.join(told)} per million output tokens"] if told else []
 
 
 def _measured(summary: dict[str, Any]) -> list[str]:

@@ -55,7 +55,8 @@ class Gpu(BaseModel):
     bf16_tflops: Positive  # dense
     links: dict[str, Link] = {}  # by name: nvlink, pcie, network
     price_usd_per_hour: Amount | None = None
-    power_w: Positive | None = None
+    power_w: Positive | None = None  # rated
+    idle_power_w: Amount | None = None  # of one that waits, with a model in its memory
     efficiency: Efficiency | None = None  # None: what software reaches is not known, as of a measured device
     sources: dict[str, str] = {}
 
@@ -76,6 +77,23 @@ class Gpu(BaseModel):
         if not self.links:
             raise InputError(f"gpu {self.name} states no links; split towers and deployment.tensor_parallel need one")
         return max(self.links.values(), key=lambda link: link.gb_per_s)
+
+    @property
+    def costs(self) -> dict[str, str]:
+        """Where price and power are from, as far as they are known."""
+        told = {
+            key: self.sources.get(key, "of unstated source")
+            for key in ("price_usd_per_hour", "power_w", "idle_power_w")
+        }
+        found = {}
+        if self.price_usd_per_hour is not None:
+            found["price"] = f"{self.price_usd_per_hour:g} USD per GPU hour: {told['price_usd_per_hour']}"
+        if self.power_w is not None and self.idle_power_w is not None:
+            found["power"] = (
+                f"modelled: {self.power_w:g} W while computing ({told['power_w']}), {self.idle_power_w:g} W otherwise "
+                f"({told['idle_power_w']}); an upper bound, as decode draws less than rated power"
+            )
+        return found
 
     @property
     def reached(self) -> Efficiency:

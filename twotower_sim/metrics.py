@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from twotower_sim.cost import cost_of, gpu_time
 from twotower_sim.distribution import Distribution, of, scalar
 from twotower_sim.errors import InputError
 from twotower_sim.kv_cache import total
@@ -95,16 +96,16 @@ def evaluate(run: Run) -> Results:
     else:
         columns, per_unit, blocks = _tokens(run, measured, segments, ticks)
     done = columns.finish_ns != NOT_YET
-    duration_s, times = _duration_s(columns, done), _Times(columns, done & measured)
-    good = _good(run, times)
+    duration_ns, times = _duration_ns(columns, done), _Times(columns, done & measured)
+    good, output_tokens = _good(run, times), int(columns.output_tokens[done].sum())
     return Results(
         columns,
         _metrics(run, columns, times, good, per_unit),
         _counts(run, done, measured),
         blocks,
-        _utilisation(run, segments, duration_s),
+        _utilisation(run, segments, duration_ns / 1e9),
         _memory(run),
-        _cost(run, columns, done, duration_s),
+        cost_of(run.gpu, gpu_time(run, duration_ns), output_tokens),
         quality,
         _classes(run, columns, times, good),
         _saturation(run, columns, done),
@@ -125,12 +126,12 @@ def _measured(run: Run) -> np.ndarray:
     return measured
 
 
-def _duration_s(columns: Columns, of: np.ndarray) -> float:
+def _duration_ns(columns: Columns, of: np.ndarray) -> int:
     """From the first arrival of some requests to their last finish."""
-    duration_s = float(columns.finish_ns[of].max() - columns.arrival_ns[of].min()) / 1e9
-    if not duration_s:
+    duration_ns = int(columns.finish_ns[of].max() - columns.arrival_ns[of].min())
+    if not duration_ns:
         raise InputError("the run took no time: every cost in the scenario's latency is zero")
-    return duration_s
+    return duration_ns
 
 
 def visible_blocks(run: Run, segments: np.ndarray, ticks: Ticks) -> Iterator[BlockTimes]:
@@ -250,7 +251,7 @@ class _Times:
 
 
 def _metrics(run: Run, c: Columns, times: _Times, good: np.ndarray | None, per_unit: dict) -> dict[str, Any]:
-    done, duration_s = times.of, _duration_s(c, times.of)
+    done, duration_s = times.of, _duration_ns(c, times.of) / 1e9
     second_ms, inter_ms = times.second_ms, times.inter_ms
     output, nfe = c.output_tokens[done], c.nfe[done]
     streamed = inter_ms > 0  # else all tokens came at once
@@ -458,17 +459,3 @@ def _saturation(run: Run, c: Columns, done: np.ndarray) -> dict[str, Any]:
     if after is None or sessions is None:
         return judge_open(*columns).plain()
     return judge_conversations(*columns, np.diff(after.first)[done] == 0, sessions[done]).plain()
-
-
-def _cost(run: Run, columns: Columns, done: np.ndarray, duration_s: float) -> dict[str, Any]:
-    """GPU hours over the run's duration, at the GPU file's price and power."""
-    gpu_hours = run.gpus * duration_s / 3600
-    price, power_w = run.gpu.price_usd_per_hour, run.gpu.power_w
-    usd = None if price is None else gpu_hours * price
-    millions = columns.output_tokens[done].sum() / 1e6
-    return {
-        "gpu_hours": gpu_hours,
-        "usd": usd,
-        "usd_per_million_output_tokens": None if usd is None else float(usd / millions),
-        "energy_kwh_at_full_power": None if power_w is None else gpu_hours * power_w / 1e3,
-    }

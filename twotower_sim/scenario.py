@@ -339,6 +339,8 @@ Commits = Annotated[ObservedCommits | ProfileCommits | ConstantCommits, Field(di
 
 # ---------------------------------------------------------------------- the whole
 
+Amount = Annotated[float, Field(ge=0, le=1e9)]
+
 
 class Measurement(Section):
     """Figures are of the requests that arrive in [warm_up_s, warm_up_s + for_s); all others are simulated alike."""
@@ -349,6 +351,14 @@ class Measurement(Section):
     @property
     def end_s(self) -> float:
         return inf if self.for_s is None else self.warm_up_s + self.for_s
+
+
+class Cost(Section):
+    """What a GPU costs and draws, in place of what its file says; null: as that says."""
+
+    price_usd_per_hour: Amount | None = None
+    power_w: Amount | None = None
+    idle_power_w: Amount | None = None
 
 
 class Scenario(Section):
@@ -364,6 +374,7 @@ class Scenario(Section):
     latency: Latency = RooflineLatency()
     commits: Commits = ObservedCommits()
     measurement: Measurement = Measurement()
+    cost: Cost = Cost()
     slo: Slo = Slo()
 
     @property

@@ -106,6 +106,8 @@ def prepare(scenario: ask.Scenario, base: Path = Path(), given: Requests | None 
     efficiency = f"efficiency {gpu.sources.get('efficiency', 'of unstated source')}"
     provenance["gpu"] = f"{gpu.name}: {profile.of('device') if profile and gpu is profile.device else efficiency}"
     provenance["model"] = f"{tower.name}: bytes and FLOPs computed from its dimensions"
+    gpu = _costing(gpu, scenario.cost)
+    provenance |= gpu.costs
     resolved = memory, latency, requests, classes, luck, rejected, provenance, warnings
     return Run(scenario, tower, gpu, gpus_of(scenario), *resolved)
 
@@ -371,7 +373,17 @@ def gpu_of(scenario: ask.Scenario, base: Path) -> Gpu:
     """Of the deployment. Raises InputError."""
     latency = scenario.latency
     profile = load_profile(latency.path, base) if isinstance(latency, ask.ProfileLatency) else None
-    return _gpu(scenario.deployment.gpu, base, profile, [])[0]
+    return _costing(_gpu(scenario.deployment.gpu, base, profile, [])[0], scenario.cost)
+
+
+def _costing(gpu: Gpu, cost: ask.Cost) -> Gpu:
+    """What the scenario says of price and power stands in the place of what the GPU's file says. Raises InputError."""
+    given = cost.model_dump(exclude_none=True)
+    sources = gpu.sources | dict.fromkeys(given, "given in the scenario")
+    gpu = gpu.model_copy(update=given | {"sources": sources})
+    if gpu.power_w is not None and gpu.idle_power_w is not None and gpu.idle_power_w > gpu.power_w:
+        raise InputError(f"gpu {gpu.name}: idle_power_w is {gpu.idle_power_w:g}; at most power_w, {gpu.power_w:g}")
+    return gpu
 
 
 def _gpu(asked: str | None, base: Path, profile: Profile | None, warnings: list[str]) -> tuple[Gpu, str]:
