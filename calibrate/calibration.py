@@ -1,7 +1,7 @@
 """A calibration from its settings to a profile: the composition root of this package."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,37 +42,71 @@ BUNDLED = Path(__file__).parent / "prompts.jsonl"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user asks; see the command line's help. Empty lists and None stand for defaults."""
+    """What a user asks; see the command line's help. Empty lists and None stand for defaults. Raises InputError for
+    what no calibration does."""
 
-    model: str
     out: Path
-    devices: str | None
-    dtype: str | None
-    weights: str
-    skew: float
-    backend: str
-    batch: list[int]
-    context: list[int]
-    tokens: list[int]
-    block_sizes: list[int]
-    repetitions: int
-    refine: int
-    tolerance: float
-    gammas: list[float]
-    steps_per_block: list[int]
-    new_tokens: int | None
-    decode_batch: int
-    prompts: Path | None
-    tasks: Path | None
-    only: str | None
-    fresh: bool
-    seed: int
-    graphs: bool
+    model: str = "tiny"
+    devices: str | None = None
+    dtype: str | None = None
+    weights: str = "checkpoint"
+    skew: float = 0.0
+    backend: str = "own"
+    batch: list[int] = field(default_factory=list)
+    context: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    block_sizes: list[int] = field(default_factory=list)
+    repetitions: int = 15
+    refine: int = 1
+    tolerance: float = 0.05
+    gammas: list[float] = field(default_factory=list)
+    steps_per_block: list[int] = field(default_factory=list)
+    new_tokens: int | None = None
+    decode_batch: int = 16
+    prompts: Path | None = None
+    tasks: Path | None = None
+    only: str | None = None
+    fresh: bool = False
+    seed: int = 0
+    graphs: bool = True
+
+    def __post_init__(self) -> None:
+        for option, value, allowed in (
+            ("--weights", self.weights, ("checkpoint", "random")),
+            ("--backend", self.backend, ("own", "mamba_ssm")),
+            ("--only", self.only or "latency", ("latency", "commits")),
+        ):
+            if value not in allowed:
+                raise InputError(f"{option} {value}: expected {' or '.join(allowed)}")
+        if self.only == "commits" and self.weights == "random":
+            raise InputError("--only commits --weights random: random weights commit nothing that means anything")
+        for option, values, least in (
+            ("--batch", self.batch, 1),
+            ("--context", self.context, 0),
+            ("--tokens", self.tokens, 1),
+            ("--block-size", self.block_sizes, 1),
+            ("--steps", self.steps_per_block, 1),
+        ):
+            _rising(option, values)
+            if values and values[0] < least:
+                raise InputError(f"{_as_typed(option, values)}: found {values[0]}; expected numbers from {least}")
+        _rising("--gamma", self.gammas)
+        if any(not 0 < gamma < 1 for gamma in self.gammas):
+            raise InputError(f"{_as_typed('--gamma', self.gammas)}: expected numbers between 0 and 1")
 
     @property
     def journal(self) -> Path:
         """Where results are kept until the profile is written."""
         return self.out.with_name(self.out.name + ".journal")
+
+
+def _rising(option: str, values: list) -> None:
+    if values != sorted(set(values)):
+        raise InputError(f"{_as_typed(option, values)}: expected rising numbers")
+
+
+def _as_typed(option: str, values: list) -> str:
+    return f"{option} {','.join(map(str, values))}"
 
 
 class Calibration:

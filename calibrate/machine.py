@@ -5,7 +5,8 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ def devices(names: str | None, here: bool = True) -> tuple[torch.device, torch.d
         if device.type == "cuda" and here and (device.index or 0) >= torch.cuda.device_count():
             raise InputError(f"--devices {names}: this machine has {torch.cuda.device_count()} GPU(s)")
     return found[0], found[-1]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads of torch on a CPU; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Stopwatch:

@@ -5,7 +5,7 @@ profile and the runs see the same machine.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -53,7 +53,9 @@ from twotower_sim.validation_report import (
     summary_lines,
     write_runs,
 )
+from twotower_sim.yaml_file import Source, path_of
 
+FILES = ("report.md", "fidelity.json", "profile.json.gz", "runs.json.gz")
 SAMPLES = 2
 """Of every pass in a repetition."""
 DRAWS = 20
@@ -92,9 +94,9 @@ class Question:
         return run
 
 
-def ask_for(path: Path, overrides: list[str]) -> Question:
+def ask_for(source: Source, overrides: Sequence[ask.Change]) -> Question:
     """Raises InputError for what the real engine does not do."""
-    scenario = load_scenario(path, overrides)
+    scenario, path = load_scenario(source, overrides), path_of(source)
     hardware, decoding = scenario.deployment, scenario.decoding
     for key, found, known in (
         ("decoding.kind", decoding.kind, ("two_tower", "autoregressive")),
@@ -119,24 +121,38 @@ def validate(
     devices: str | None, prompts: Path | None, threads: int, goal: float, plot: Path | None,
 ) -> None:  # fmt: skip
     """Validate scenarios and write what was found to the folder ``out``, all at once. Raises InputError."""
-    torch.set_num_threads(threads)
     if plot:
         check_plot(plot)
-    validation = Validation([ask_for(path, overrides) for path in paths], repetitions, profile, model, devices, prompts)
     with all_or_nothing() as stage:
-        names = "report.md", "fidelity.json", "profile.json.gz", "runs.json.gz"
-        report_file, data_file, profile_file, runs_file = (stage(out / name) for name in names)
-        picture = stage(plot) if plot else None
-        scenarios = validation.run(Console(stderr=True))
-        found = Report(scenarios, validation.read(), validation.where, profile is None, goal, command_line())
-        report_file.write_text(markdown(found), encoding="utf-8")
-        write_json(data_file, as_json(found))
-        save_profile(found.profile, profile_file, packed=True)
-        write_runs(found, runs_file)
+        files, picture = [stage(out / name) for name in FILES], stage(plot) if plot else None
+        questions = [ask_for(path, overrides) for path in paths]
+        console, command = Console(stderr=True), command_line()
+        found = found_for(questions, repetitions, profile, model, devices, prompts, threads, goal, command, console)
+        write_found(files, found)
         if plot and picture:
             plot_pairs(panels(found), picture, plot.suffix)
     print("\n".join(summary_lines(found)))
-    print(f"Results     {out}/{', '.join(names)}" + (f"; {plot}" if plot else ""))
+    print(f"Results     {out}/{', '.join(FILES)}" + (f"; {plot}" if plot else ""))
+
+
+def found_for(
+    questions: list[Question], repetitions: int, profile: Path | None, model: str | None, devices: str | None,
+    prompts: Path | None, threads: int, goal: float, command: str, console: Console,
+) -> Report:  # fmt: skip
+    """Serve scenarios for real on ``threads`` threads, and find how far predictions are off. ``command``: what made the
+    report. Raises InputError."""
+    with machine.threads(threads):
+        validation = Validation(questions, repetitions, profile, model, devices, prompts)
+        scenarios = validation.run(console)
+        return Report(scenarios, validation.read(), validation.where, profile is None, goal, command)
+
+
+def write_found(files: list[Path], found: Report) -> None:
+    """To FILES, under whatever names."""
+    files[0].write_text(markdown(found), encoding="utf-8")
+    write_json(files[1], as_json(found))
+    save_profile(found.profile, files[2], packed=True)
+    write_runs(found, files[3])
 
 
 class Validation:
