@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 from conftest import ROOT, run_of, synthetic
+from test_plan import found
 from test_timelines import A_THEN_B, COSTS, SENT, replay, tandem
 
 from twotower_sim.cost import GpuTime, cost_of
@@ -150,3 +151,19 @@ def test_nothing_draws_more_when_it_waits(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(gpu))
     with pytest.raises(InputError, match="gpu mine: idle_power_w is 900; at most power_w, 700"):
         run_of(tmp_path, workload=synthetic(), deployment={"gpu": "mine.yaml"})
+
+
+ONE_WAY = {"choices": {"decoding": [{"kind": "autoregressive"}]}, "replications": 1}
+
+
+def test_a_plan_pays_the_price_that_its_scenario_says(tmp_path):
+    answer = found(tmp_path, ONE_WAY, {"cost": {"price_usd_per_hour": 1.5}})
+    assert answer["best"]["usd_per_hour"] == 1.5 * answer["best"]["gpus"]
+
+
+def test_one_price_is_not_that_of_several_gpus(tmp_path):
+    gpus = ONE_WAY["choices"] | {"deployment.gpu": ["h100-sxm", "h200"]}
+    with pytest.raises(
+        InputError, match="cost.price_usd_per_hour would be that of every deployment.gpu; give prices in"
+    ):
+        found(tmp_path, ONE_WAY | {"choices": gpus}, {"cost": {"price_usd_per_hour": 1.5}})

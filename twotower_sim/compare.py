@@ -31,6 +31,7 @@ METRICS = (
     "output_token_throughput_per_gpu",
     "good_request_fraction",
     "cost.usd_per_million_output_tokens",
+    "cost.kwh_per_million_output_tokens",
 )
 
 

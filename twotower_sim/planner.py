@@ -203,7 +203,10 @@ class Planner:
 
     def _unfit(self, scenario: Scenario, gpu: Gpu) -> str | None:
         if gpu.price_usd_per_hour is None:
-            return f"{gpu.name} has no price_usd_per_hour; give it one in a GPU file"
+            return f"{gpu.name} has no price_usd_per_hour; give it one in a GPU file, or as cost.price_usd_per_hour"
+        gpus = self.asked.choices.get("deployment.gpu")
+        if scenario.cost.price_usd_per_hour is not None and isinstance(gpus, list) and len(gpus) > 1:
+            return "cost.price_usd_per_hour would be that of every deployment.gpu; give prices in GPU files"
         quality, floor = _quality(scenario), self.asked.quality_floor
         if floor is None or (quality is not None and quality >= floor):
             return None
