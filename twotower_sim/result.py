@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import simpy
@@ -25,6 +25,9 @@ from twotower_sim.errors import InputError
 from twotower_sim.metrics import Columns, Results
 from twotower_sim.records import NOT_YET
 from twotower_sim.simulation import Run
+
+if TYPE_CHECKING:
+    import pandas
 
 REQUEST_COLUMNS = (
     "request_id", "arrival_s", "admit_s", "first_token_s", "finish_s", "input_tokens",
@@ -150,6 +153,18 @@ def write_requests(path: Path, columns: Columns) -> None:
             rows = zip(count(low), *seconds, *(column[part].tolist() for column in other), strict=False)
             packed.write("".join([_ROW % row for row in rows]).replace(_NEVER, ""))
         packed.close()
+
+
+def requests_frame(columns: Columns) -> "pandas.DataFrame":
+    """The table of ``write_requests``: times in seconds as float64, NaN where there is none; ``measured`` is bool, all
+    else int64."""
+    import pandas  # takes a while to import
+
+    c = columns
+    times = [np.where(of == NOT_YET, np.nan, of / 1e9) for of in (c.arrival_ns, c.admit_ns, c.first_ns, c.finish_ns)]
+    counts = [c.input_tokens, c.output_tokens, c.replica, c.nfe, c.blocks, c.preemptions]
+    data = [np.arange(len(c.arrival_ns)), *times, *(of.astype(np.int64) for of in counts), c.measured]
+    return pandas.DataFrame(dict(zip(REQUEST_COLUMNS, data, strict=True)))
 
 
 class _Gzip:
