@@ -366,7 +366,8 @@ def test_points_that_fall_behind_are_marked(study):
     said = sweep(path)
     assert [row["saturation"] for row in rows_of(path)] == ["STABLE", "STABLE", "OVERLOADED", "OVERLOADED"]
     assert "Unstable    point 2: OVERLOADED in 2 of 2 runs" in said
-    assert "point 1" not in said
+    assert "Answer      Only point 1 (rate_rps 5) of 2 bears its load" in said
+    assert "Unstable    point 1" not in said
     report = json.loads((path.parent / "out" / "study" / "sweep.json").read_text())
     assert [(of["point"], of["saturation"]) for of in report["unstable"]] == [(2, "OVERLOADED")] * 2
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from twotower_sim.errors import InputError
 from twotower_sim.figures import figure, figures_of
+from twotower_sim.front import front as front_of
 from twotower_sim.interval import Estimate, estimate
 from twotower_sim.saturation import STABLE
 
@@ -283,9 +284,4 @@ def front(trials: Sequence[Trial]) -> list[Trial]:
     def key(of: Trial) -> tuple[float, float, float]:
         return of.cost, of.ratio, -(of.shape.candidate.quality or 0.0)
 
-    def beaten(of: Trial) -> bool:
-        return any(
-            all(a <= b for a, b in zip(key(other), key(of), strict=True)) and key(other) != key(of) for other in trials
-        )
-
-    return sorted((of for of in trials if not beaten(of)), key=key)
+    return [trials[i] for i in front_of([key(of) for of in trials])]

@@ -10,9 +10,14 @@ from twotower_sim.pairs_plot import load_altair
 QUANTILES = 200
 """Of a distribution: closer together in its tails."""
 SHOWN = np.sin(np.linspace(0, np.pi / 2, QUANTILES)) ** 2
-HEIGHT, ROW = 180, 28  # pixels
+HEIGHT, TALL, ROW = 180, 240, 28  # pixels
+FAR = 8.0  # from each other: values that a linear axis does not show
+LABEL = np.array([0.14, 0.07])  # widths and heights of a chart that a label takes
+LONG = 18  # letters of a name, of which two do not stand beside each other in a narrow legend
 Limit = tuple[str, float]
 """What it is called, and where it lies."""
+Curve = tuple[np.ndarray, np.ndarray]
+"""Edges of bins in seconds (k + 1,), and values (k,)."""
 
 
 class Chart(NamedTuple):
@@ -22,42 +27,43 @@ class Chart(NamedTuple):
     wide: bool = True
 
 
-def distribution(title: str, unit: str, samples: np.ndarray, limits: Iterable[Limit] = ()) -> Chart | None:
-    """The share of samples that is at most as large, and limits as lines; None without samples above 0. What is 0 has
-    no place on a logarithmic axis; the note says that there is some."""
+def distribution(title: str, unit: str, curves: Mapping[str, np.ndarray], limits: Iterable[Limit] = ()) -> Chart | None:
+    """Of each curve the share of its samples that is at most as large, and limits as lines; None without samples above
+    0. What is 0 has no place on a logarithmic axis; the note says that there is some."""
     altair = load_altair()
-    above, limits = samples[samples > 0], list(limits)
-    if not len(above):
+    above = {name: samples[samples > 0] for name, samples in curves.items() if (samples > 0).any()}
+    if not above:
         return None
-    zero = len(samples) - len(above)
-    share = (zero + SHOWN * len(above)) / len(samples)
-    rows = _rows(x=np.quantile(above, SHOWN), p=share)
-    ends = [float(above.min()), float(above.max()), *(at for _, at in limits)]
+    limits, zero = list(limits), any((samples == 0).any() for samples in curves.values())
+    rows = [row | {"curve": name} for name, of in above.items() for row in _quantiles(of, len(curves[name]))]
+    ends = [*(float(end(of)) for of in above.values() for end in (np.min, np.max)), *(at for _, at in limits)]
     scale = altair.Scale(type="log", domain=[min(ends) / 1.05, max(ends) * 1.05], nice=False)
     across = altair.X("x:Q", title=unit, scale=scale, axis=altair.Axis(tickCount=5))
     up = altair.Y("p:Q", title="share at most", axis=altair.Axis(format="%"), scale=altair.Scale(domain=[0, 1]))
     told = [altair.Tooltip("x:Q", title=unit, format=",.4g"), altair.Tooltip("p:Q", title="share", format=".1%")]
-    layers = [_chart(altair, rows).mark_line(aria=False).encode(x=across, y=up, tooltip=told)]
+    layers = [_lines(altair, _chart(altair, rows).mark_line(aria=False), list(curves), x=across, y=up, tooltip=told)]
     for name, value in limits:
         at = _chart(altair, [{"x": value, "name": name}])
         layers.append(at.mark_rule(strokeDash=[5, 4], aria=False).encode(x="x:Q", tooltip="name:N"))
-    note = "; ".join(
-        [f"dashed: {' and '.join(name for name, _ in limits)}"] * bool(limits) + ["some are 0"] * bool(zero)
-    )
+    note = "; ".join([f"dashed: {' and '.join(name for name, _ in limits)}"] * bool(limits) + ["some are 0"] * zero)
     return Chart(
         title, note, _spec(altair.layer(*layers), f"{title}: share of them at most as large, in {unit}"), False
     )
 
 
-def over_time(
-    title: str, unit: str, edges_s: np.ndarray, curves: Mapping[str, np.ndarray], share: bool = False
-) -> Chart:
+def _quantiles(above: np.ndarray, of_all: int) -> list[dict[str, Any]]:
+    """``above``: samples above 0; the rest of all are 0."""
+    return _rows(x=np.quantile(above, SHOWN), p=(of_all - len(above) + SHOWN * len(above)) / of_all)
+
+
+def over_time(title: str, unit: str, curves: Mapping[str, Curve], share: bool = False) -> Chart:
     """Values of bins, NaN where there is none; one curve is an area, several are lines."""
     altair = load_altair()
-    unit_s, of_time = next((of for of in UNITS if edges_s[-1] >= 3 * of[0]), UNITS[-1])
+    last_s = max(edges_s[-1] for edges_s, _ in curves.values())
+    unit_s, of_time = next((of for of in UNITS if last_s >= 3 * of[0]), UNITS[-1])
     rows = [  # the last value holds until the last edge
         row | {"curve": name}
-        for name, values in curves.items()
+        for name, (edges_s, values) in curves.items()
         for row in _rows(x=edges_s / unit_s, y=np.append(values, values[-1]))
     ]
     axis = altair.Axis(format="%") if share else altair.Axis(tickMinStep=1, tickCount=5)
@@ -69,45 +75,168 @@ def over_time(
         altair.Tooltip("y:Q", title=unit, format=".1%" if share else ",.4g"),
     ]
     base = _chart(altair, rows)
-    if len(curves) == 1:
-        drawn = base.mark_area(interpolate="step-after", aria=False).encode(x=across, y=up, tooltip=told)
-    else:
-        legend = altair.Legend(title=None, orient="top")
-        color = altair.Color("curve:N", sort=list(curves), legend=legend)
-        told = [altair.Tooltip("curve:N", title="what"), *told]
-        dash = altair.StrokeDash("curve:N", sort=list(curves), legend=None)
-        drawn = base.mark_line(interpolate="step-after", aria=False).encode(
-            x=across, y=up, color=color, strokeDash=dash, tooltip=told
-        )
-    width_s = float(edges_s[1] - edges_s[0])
-    note = f"averages over {width_s:.2g} s" if width_s < 10 else f"averages over {width_s:.0f} s"
+    mark = base.mark_area if len(curves) == 1 else base.mark_line
+    drawn = _lines(altair, mark(interpolate="step-after", aria=False), list(curves), x=across, y=up, tooltip=told)
+    widths_s = sorted({float(f"{edges_s[1] - edges_s[0]:.2g}") for edges_s, _ in curves.values()})
+    note = f"averages over {' or '.join(f'{width_s:g}' for width_s in widths_s)} s"
     return Chart(title, note, _spec(drawn, f"{title} over time: {', '.join(curves)}"))
+
+
+def _lines(altair: Any, marks: Any, names: Sequence[str], tooltip: list[Any], **encoded: Any) -> Any:
+    """Several are told apart by colour and by dashes."""
+    if len(names) == 1:
+        return marks.encode(**encoded, tooltip=tooltip)
+    color, _ = _kinds(altair, "curve", names)
+    dash = altair.StrokeDash("curve:N", sort=names, legend=None)
+    return marks.encode(
+        **encoded, color=color, strokeDash=dash, tooltip=[altair.Tooltip("curve:N", title="what"), *tooltip]
+    )
 
 
 UNITS = ((86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
-def histogram(title: str, what: str, unit: str, counts: Mapping[int, int]) -> Chart | None:
+def histogram(title: str, note: str, what: str, unit: str, counts: Mapping[int, int]) -> Chart | None:
     """How many there are of each kind, kinds in order; None without any."""
     if not counts:
         return None
     altair = load_altair()
-    rows = [{"x": x, "y": y} for x, y in counts.items()]
+    rows = [{"x": x, "y": int(y)} for x, y in counts.items()]
     across = altair.X("x:O", title=what, axis=altair.Axis(labelAngle=0, labelOverlap="greedy"))
     told = [altair.Tooltip("x:O", title=what), altair.Tooltip("y:Q", title=unit, format=",")]
     bars = _chart(altair, rows).mark_bar(aria=False).encode(x=across, y=altair.Y("y:Q", title=unit), tooltip=told)
-    return Chart(title, "", _spec(bars, f"{title}: {unit} by {what}"), False)
+    return Chart(title, note, _spec(bars, f"{title}: {unit} by {what}"), False)
 
 
 def shares(title: str, note: str, parts: Sequence[tuple[str, float]]) -> Chart:
     """A bar for each part of a whole."""
     altair = load_altair()
-    rows = [{"part": name, "share": value} for name, value in parts]
+    rows = [{"part": name, "share": float(value)} for name, value in parts]
     names = altair.Y("part:N", title=None, sort=[name for name, _ in parts], axis=altair.Axis(labelLimit=200))
     across = altair.X("share:Q", title="share of time", axis=altair.Axis(format="%"), scale=altair.Scale(domain=[0, 1]))
     told = [altair.Tooltip("part:N"), altair.Tooltip("share:Q", format=".1%")]
     bars = _chart(altair, rows, ROW * len(rows)).mark_bar(aria=False).encode(x=across, y=names, tooltip=told)
     return Chart(title, note, _spec(bars, f"{title}: {note}"), False)
+
+
+class Spot(NamedTuple):
+    """A point of a plane. ``kind``: what is coloured and shaped alike; ``filled``: else hollow; ``label``: beside it;
+    ``line``: the one that joins it with others, "" for none."""
+
+    x: float
+    y: float
+    name: str
+    kind: str
+    filled: bool
+    label: str = ""
+    line: str = ""
+
+
+def plane(title: str, note: str, x: str, y: str, spots: Sequence[Spot], limit: Limit | None = None) -> Chart:
+    """Spots by two figures; ``limit`` of y, as a line."""
+    altair = load_altair()
+    kinds = list(dict.fromkeys(spot.kind for spot in spots))
+    across = altair.X("x:Q", title=x, scale=_scale(altair, [spot.x for spot in spots]))
+    up = altair.Y("y:Q", title=y, scale=_scale(altair, [*(spot.y for spot in spots), *(limit or ())[1:]]))
+    color, shape = _kinds(altair, "kind", kinds)
+    told = [altair.Tooltip("name:N", title="what"), altair.Tooltip("x:Q", title=x, format=",.4g")]
+    told += [altair.Tooltip("y:Q", title=y, format=",.4g"), *([altair.Tooltip("kind:N")] * (len(kinds) > 1))]
+    layers = []
+    if joined := sorted(spot for spot in spots if spot.line):
+        line = _chart(altair, [spot._asdict() for spot in joined], TALL).mark_line(aria=False, strokeDash=[2, 3])
+        alike = all(spot.line == spot.kind for spot in joined)
+        layers.append(line.encode(x=across, y=up, detail="line:N", **({"color": color} if alike else {})))
+    for filled in (False, True):
+        if some := [spot._asdict() for spot in spots if spot.filled == filled]:
+            mark = _chart(altair, some, TALL).mark_point(filled=filled, opacity=1, size=70, aria=False)
+            layers.append(mark.encode(x=across, y=up, color=color, shape=shape, tooltip=told))
+    if named := [spot._asdict() for spot in _apart([spot for spot in spots if spot.label])]:
+        text = _chart(altair, named, TALL).mark_text(align="left", dx=8, dy=-6, aria=False)
+        layers.append(text.encode(x=across, y=up, text="label:N"))
+    if limit:
+        at = _chart(altair, [{"y": limit[1], "name": limit[0]}], TALL)
+        layers.append(at.mark_rule(strokeDash=[5, 4], aria=False).encode(y="y:Q", tooltip="name:N"))
+    return Chart(title, note, _spec(altair.layer(*layers), f"{title}: {y} by {x}"), False)
+
+
+def _apart(spots: Sequence[Spot]) -> list[Spot]:
+    """Those whose labels do not cover one another."""
+    kept: list[tuple[Any, Spot]] = []
+    for spot, place in zip(spots, _placed(np.array([(spot.x, spot.y) for spot in spots]).reshape(-1, 2)), strict=True):
+        if all((abs(place - other) > LABEL).any() for other, _ in kept):
+            kept.append((place, spot))
+    return [spot for _, spot in kept]
+
+
+def _placed(values: np.ndarray) -> np.ndarray:
+    """Where values (n, 2) are between the ends of their axes, as shares of their lengths."""
+    columns = (
+        [np.log(of) if of.min() > 0 and of.max() > FAR * of.min() else of for of in values.T] if len(values) else []
+    )
+    return np.array([(of - of.min()) / (np.ptp(of) or 1.0) for of in columns]).T
+
+
+def _scale(altair: Any, values: Sequence[float]) -> Any:
+    """Logarithmic where values are far apart."""
+    low, high = min(values), max(values)
+    if low > 0 and high / low > FAR:
+        return altair.Scale(type="log", domain=[low / 1.2, high * 1.2], nice=False)
+    room = (high - low or abs(high) or 1.0) * 0.08
+    return altair.Scale(domain=[low - room, high + room], nice=False)
+
+
+class Level(NamedTuple):
+    """A mean and its interval, at a place on an axis; ``line``: which joins it with others; ``kind``: what is coloured
+    alike."""
+
+    x: Any
+    mean: float
+    low: float | None
+    high: float | None
+    kind: str
+    line: str
+    name: str
+
+
+def levels(title: str, note: str, x: str, levels_: Sequence[Level], places: Sequence[Any]) -> Chart:
+    """Means with intervals over an axis: ``places`` in order, or none for numbers of any value."""
+    altair = load_altair()
+    kinds = list(dict.fromkeys(of.kind for of in levels_))
+    rows = [of._asdict() for of in levels_]
+    if places:
+        across = altair.X(
+            "x:N",
+            title=x,
+            sort=list(places),
+            axis=altair.Axis(labelAngle=0, labelLimit=120),
+            scale=altair.Scale(padding=0.5),
+        )
+    else:
+        across = altair.X("x:Q", title=x, scale=_scale(altair, [of.x for of in levels_]))
+    ends = [end for of in levels_ for end in (of.mean, of.low, of.high) if end is not None]
+    up, low = (altair.Y(f"{end}:Q", title=None, scale=_scale(altair, ends)) for end in ("mean", "low"))
+    color, shape = _kinds(altair, "kind", kinds)
+    told = [altair.Tooltip("name:N", title="what"), altair.Tooltip("mean:Q", title=title, format=",.4g")]
+    told += [altair.Tooltip(f"{end}:Q", format=",.4g") for end in ("low", "high")]
+    base = _chart(altair, rows).encode(x=across, y=up, color=color)
+    layers = (
+        [base.mark_rule(aria=False).encode(y=low, y2="high:Q")] if any(of.low is not None for of in levels_) else []
+    )
+    if places:
+        layers.append(base.mark_line(aria=False, opacity=0.6).encode(detail="line:N"))
+    layers.append(base.mark_point(filled=True, opacity=1, size=50, aria=False).encode(shape=shape, tooltip=told))
+    return Chart(title, note, _spec(altair.layer(*layers), f"{title} by {x}"), False)
+
+
+def _kinds(altair: Any, field: str, names: Sequence[str]) -> tuple[Any, Any]:
+    """Colour and shape of what is told apart, in one legend."""
+    columns = 1 if max(map(len, names)) > LONG else 2
+    legend = altair.Legend(title=None, orient="top", columns=columns, labelLimit=280) if len(names) > 1 else None
+    scale = altair.Scale(domain=list(names))
+    return (
+        altair.Color(f"{field}:N", scale=scale, legend=legend),
+        altair.Shape(f"{field}:N", scale=scale, legend=legend),
+    )
 
 
 def _rows(**columns: np.ndarray) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ Backend = Annotated[str, typer.Option(help="loky (this machine), or a cluster th
 Scheduler = Annotated[str | None, typer.Option(help="Address of the cluster's scheduler, as tcp://host:8786.")]
 CacheFolder = Annotated[Path, typer.Option(help="Folder of results that need not be computed again.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Compute everything, and keep nothing.")]
+Html = Annotated[Path | None, typer.Option(help="Also write a report for browsers to this file (HTML).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 CACHE = Path("out/cache")
 
@@ -43,7 +44,7 @@ def run(
     set: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; out/<name> if not given.")] = None,
     timeline: Annotated[Path | None, typer.Option(help="Also write a Chrome/Perfetto trace to this file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write a report for browsers to this file (HTML).")] = None,
+    html: Html = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Replay a workload through a deployment; print and write what a capacity planner needs."""
@@ -61,6 +62,7 @@ def sweep(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study file (YAML).")],
     set: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; out/<name> if not given.")] = None,
+    html: Html = None,
     jobs: StudyRuns = None,
     backend: Backend = "loky",
     scheduler: Scheduler = None,
@@ -75,7 +77,7 @@ def sweep(
 
     results = ResultCache(None if no_cache else cache)
     with _resumable(results.folder):
-        sweep_and_report(study, set or [], out, results, Workers(jobs, backend, scheduler), quiet)
+        sweep_and_report(study, set or [], out, results, Workers(jobs, backend, scheduler), quiet, html)
 
 
 @app.command("compare")

@@ -10,6 +10,10 @@ from twotower_sim.yaml_file import did_you_mean
 SECTIONS = ("metrics", "counts", "blocks", "utilisation", "memory", "cost", "quality", "classes", "saturation")
 ALIKE = ("counts", "cost", "saturation")
 """Sections that hold the same names whatever the scenario."""
+LATENCIES = tuple(name for name, title in TITLES.items() if title.endswith("(ms)"))
+FELT = (*LATENCIES, "output_token_throughput_per_user", "goodput", "good_request_fraction")
+"""Metrics that users feel. Of a run that is not STABLE, they depend on how long it is."""
+YIELD = ("output_token_throughput", "output_token_throughput_per_gpu", "request_throughput")
 
 Figures = dict[str, float | None]
 
@@ -32,6 +36,28 @@ def figures_of(summary: dict[str, Any]) -> Figures:
 
 def figure(figures: Figures, name: str) -> float | None:
     return next((figures[whole] for whole in _spellings(name) if whole in figures), None)
+
+
+def is_felt(name: str) -> bool:
+    return _metric(name) in FELT
+
+
+def is_paid(name: str) -> bool:
+    """Whether it says what a deployment costs, or yields."""
+    return name.startswith("cost.") or _metric(name) in YIELD
+
+
+def better(name: str) -> int:
+    """1 where more is better, -1 where less is, 0 where neither."""
+    metric = _metric(name)
+    if metric in LATENCIES or metric == "nfe_per_block" or name.startswith("cost."):
+        return -1
+    return int(metric in (*FELT, *YIELD, "tokens_per_nfe", "acceptance_length") or name.endswith(".retained"))
+
+
+def _metric(name: str) -> str | None:
+    """Of all requests or of a class of them."""
+    return next((part for part in name.split(".") if part in TITLES), None)
 
 
 def check_name(name: str) -> None:

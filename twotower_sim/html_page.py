@@ -5,14 +5,23 @@ A figure on a page is marked with where it stands in the JSON that the page is a
 
 import json
 import re
+import shlex
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import yaml
+
+from twotower_sim import __version__
 from twotower_sim.charts import Chart
+from twotower_sim.console import PARTS
 from twotower_sim.errors import InputError
 from twotower_sim.pairs_plot import load_altair
 from twotower_sim.preset import ROOT
+from twotower_sim.tables import heading, number
 
+Form = str | Callable[[Any], str]
+"""Of str.format, or what makes text of a value."""
 EMBED = "window.vegaEmbed = vegaEmbed;"
 
 
@@ -26,9 +35,9 @@ def check_html(option: str) -> None:
         raise InputError(f"{option} needs {error.name}: pip install 'twotower-sim[plot]'") from None
 
 
-def page(template: str, data: dict[str, Any], charts: dict[str, list[Chart]], **more: Any) -> str:
+def page(template: str, data: dict[str, Any], charts: dict[str, list[Chart]], command: list[str], **more: Any) -> str:
     """HTML of a template of presets/pages. ``data``: plain JSON; the template has its figures by ``figure(*keys)``.
-    ``charts``: by the part of the page that they stand in."""
+    ``charts``: by the part of the page that they stand in. ``command``: the words that made it."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(ROOT / "pages")
@@ -43,6 +52,12 @@ def page(template: str, data: dict[str, Any], charts: dict[str, list[Chart]], **
         specs=_json_in_script([chart.spec for chart in numbered]),
         vega=_vega(),
         figure=_Figures(data),
+        heading=heading,
+        number=number,
+        parts=PARTS,
+        in_yaml=lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
+        command=shlex.join(command),
+        version=__version__,
         **more,
     )
 
@@ -53,9 +68,8 @@ class _Figures:
     def __init__(self, data: dict[str, Any]) -> None:
         self._data = data
 
-    def __call__(self, *keys: str | int, form: str = "", per: float = 1) -> Any:
-        """The one at ``keys``, in units of ``per``; ``form``: of str.format, else two decimals below 1000, and none
-        from there on."""
+    def __call__(self, *keys: str | int, form: Form = "", per: float = 1) -> Any:
+        """The one at ``keys``, in units of ``per``; ``form``: else two decimals below 1000, and none from there on."""
         from markupsafe import Markup
 
         value: Any = self._data
@@ -68,7 +82,9 @@ class _Figures:
         return Markup('<data data-at="{at}" data-per="{per}" value="{value}">{text}</data>').format(**place)
 
 
-def _told(value: Any, form: str) -> str:
+def _told(value: Any, form: Form) -> str:
+    if callable(form):
+        return form(value)
     if isinstance(value, float):
         text = (form or ("{:,.2f}" if abs(value) < 1000 else "{:,.0f}")).format(value)
         return text if re.search("[1-9]", text) else text.lstrip("-")

@@ -27,6 +27,18 @@ def published_quality(model: str, decoding: Decoding, gamma: float) -> float | N
     return 0.987 if model in PUBLISHED and point == ("two_tower", 16, 16, 0.8) else None
 
 
+def quality_of(scenario: ask.Scenario) -> float | None:
+    """The least share of the autoregressive model's quality that any of its requests gets; None where it is not
+    published."""
+    decoding = scenario.decoding
+    if isinstance(decoding, ask.MockAr):
+        return None
+    if not isinstance(decoding, Decoding):
+        return 1.0  # the model itself; drafts are verified
+    known = [published_quality(scenario.model, decoding, gamma) for gamma in decoding.gammas]
+    return None if None in known else min(of for of in known if of is not None)
+
+
 @dataclass(frozen=True)
 class BlockLuck:
     """The luck of all blocks at every gamma; a *level* is an index into ``gammas``, which rise."""

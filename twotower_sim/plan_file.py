@@ -6,13 +6,12 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from twotower_sim.capacity import Objective
+from twotower_sim.figures import LATENCIES
 from twotower_sim.proposals import Space
 from twotower_sim.scenario import Asked
 from twotower_sim.scenario_workload import LONGEST_NAME, Section
 from twotower_sim.study import Range
 
-LATENCIES = ("time_to_first_token", "time_to_second_token", "inter_token_latency", "commit_gap", "block_latency",
-             "request_latency", "queue_time")  # fmt: skip
 STATISTICS = ("avg", "p50", "p75", "p90", "p95", "p99", "max")
 LEAST = ("good_request_fraction", "goodput", "output_token_throughput", "request_throughput")
 """Figures of which more is better; objectives on them are lower bounds."""

@@ -13,11 +13,11 @@ from twotower_sim.console import progress_bar
 from twotower_sim.errors import InputError
 from twotower_sim.experiments import Experiment, Outcome, run_all
 from twotower_sim.gpu import Gpu
-from twotower_sim.luck import published_quality
+from twotower_sim.luck import quality_of
 from twotower_sim.plan_file import PlanFile
 from twotower_sim.proposals import Merits, Proposals, combinations, size
 from twotower_sim.result_cache import ResultCache
-from twotower_sim.scenario import BlockDiffusion, Change, MockAr, Scenario, Setting, TwoTower, asked_of, load_scenario
+from twotower_sim.scenario import Change, Scenario, Setting, asked_of, load_scenario
 from twotower_sim.scenario_workload import (
     ClosedLoopWorkload,
     FingerprintWorkload,
@@ -199,7 +199,7 @@ class Planner:
             return None
         replica = gpus // scenario.deployment.replicas
         usd, group = replica * (gpu.price_usd_per_hour or 0.0), (gpu.name, scenario.decoding.kind)
-        return self._known.setdefault(name, Candidate(name, values, replica, usd, _quality(scenario), group))
+        return self._known.setdefault(name, Candidate(name, values, replica, usd, quality_of(scenario), group))
 
     def _unfit(self, scenario: Scenario, gpu: Gpu) -> str | None:
         if gpu.price_usd_per_hour is None:
@@ -207,7 +207,7 @@ class Planner:
         gpus = self.asked.choices.get("deployment.gpu")
         if scenario.cost.price_usd_per_hour is not None and isinstance(gpus, list) and len(gpus) > 1:
             return "cost.price_usd_per_hour would be that of every deployment.gpu; give prices in GPU files"
-        quality, floor = _quality(scenario), self.asked.quality_floor
+        quality, floor = quality_of(scenario), self.asked.quality_floor
         if floor is None or (quality is not None and quality >= floor):
             return None
         found = "is not published" if quality is None else f"is {quality:.1%}"
@@ -236,16 +236,6 @@ class Planner:
     def _gathered(outcomes: list[Outcome]) -> list[dict[str, Any]] | str:
         summaries = [outcome.summary for outcome in outcomes if outcome.summary is not None]
         return summaries if len(summaries) == len(outcomes) else next(of.error for of in outcomes if of.error)
-
-
-def _quality(scenario: Scenario) -> float | None:
-    decoding = scenario.decoding
-    if isinstance(decoding, MockAr):
-        return None
-    if not isinstance(decoding, TwoTower | BlockDiffusion):
-        return 1.0  # the model itself; drafts are verified
-    known = [published_quality(scenario.model, decoding, gamma) for gamma in decoding.gammas]
-    return None if None in known else min(of for of in known if of is not None)
 
 
 def _scaled(scenario: Scenario, load: float) -> tuple[str, Any] | None:

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from twotower_sim.console import TITLES
 from twotower_sim.interval import Estimate
 
 if TYPE_CHECKING:
@@ -44,12 +46,39 @@ def first_alike(texts: Iterable[str]) -> list[str]:
 def shown(of: Estimate | None) -> str:
     if of is None:
         return ""
-    return number(of.mean) if of.half is None else f"{number(of.mean)} ± {number(of.half)}"
+    return number(of.mean) if of.half is None else f"{number(of.mean)} ± {number(float(f'{of.half:.2g}'))}"
 
 
 def in_words(name: str) -> str:
     """A dotted name as a heading that can be broken over lines."""
     return name.replace("_", " ").replace(".", " ")
+
+
+def heading(name: str) -> str:
+    """A figure's dotted name as it stands over a column or beside an axis."""
+    metric, _, statistic = name.removeprefix("metrics.").partition(".")
+    if metric not in TITLES:
+        return COSTS.get(name, in_words(name))
+    title, bracket, unit = TITLES[metric].partition(" (")
+    return f"{title} {statistic}".rstrip() + bracket + unit
+
+
+COSTS = {
+    "cost.usd": "$",
+    "cost.usd_per_million_output_tokens": "$ per million output tokens",
+    "cost.kwh_per_million_output_tokens": "kWh per million output tokens",
+    "cost.gpu_hours": "GPU hours",
+}
+
+
+def value_in_words(value: Any) -> str:
+    """A value of a scenario as people say it."""
+    if isinstance(value, dict):
+        rest = (f"{name} {value_in_words(of)}" for name, of in value.items() if name != "kind")
+        return ", ".join([*([str(value["kind"])] if "kind" in value else []), *rest])
+    if isinstance(value, list):
+        return ", ".join(map(value_in_words, value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def number(value: float) -> str:
