@@ -59,6 +59,7 @@ def report(plan: Plan) -> dict[str, Any]:
         "one_replica_fewer": _plain(plan.one_fewer),
         "load": None if bears is None else {"bears": bears, "breaks": None if breaks == inf else breaks},
         "front": [_plain(of) for of in front([of for of in answer.trials if of.meets])],
+        "cheapest": [_plain(of) for of in plan.cheapest],
         "candidates": [_plain(of) for of in plan.fewest],
         "dearer": answer.dearer,
         "given_up": answer.given_up,
@@ -74,6 +75,8 @@ def _plain(of: Trial | None) -> dict[str, Any] | None:
     candidate = of.shape.candidate
     return {
         "candidate": candidate.name,
+        "gpu": candidate.group[0],
+        "decoding": candidate.group[1],
         "choices": dict(candidate.overrides),
         "replicas": of.shape.replicas,
         "gpus": of.gpus,
