@@ -53,6 +53,12 @@ SWEEPS = {
 }  # fmt: skip
 
 
+SIDES = {
+    "two towers and one": [QUICK, QUICK | {"decoding": {"kind": "autoregressive"}}],
+    "one that falls behind": [QUICK | {"latency": AFFINE}, QUICK | {"latency": AFFINE, "scheduler": {"max_num_seqs": 1}}, QUICK],
+}  # fmt: skip
+
+
 def write_run(sections: dict, folder: Path) -> tuple[Path, dict]:
     return _write(folder, ["run", _file(folder, "asked", sections)], "summary.json")
 
@@ -60,6 +66,11 @@ def write_run(sections: dict, folder: Path) -> tuple[Path, dict]:
 def write_sweep(study: dict, folder: Path) -> tuple[Path, dict]:
     _file(folder, "asked", QUICK)
     return _write(folder, ["sweep", _file(folder, "study", study), *_workers(folder)], "sweep.json")
+
+
+def write_compare(sides: list[dict], folder: Path) -> tuple[Path, dict]:
+    files = [_file(folder, f"side-{letter}", side) for letter, side in zip("abc", sides, strict=False)]
+    return _write(folder, ["compare", *files, "--replications", "3", *_workers(folder)], "compare.json")
 
 
 def _workers(folder: Path) -> list[str]:
@@ -80,11 +91,10 @@ def _write(folder: Path, command: list[str], truth: str) -> tuple[Path, dict]:
     return page, json.loads((folder / truth).read_text())
 
 
-PAGES = {("run", name): (write_run, of) for name, of in RUNS.items()} | {
-    ("sweep", name): (write_sweep, of) for name, of in SWEEPS.items()
-}
+KINDS = {"run": (write_run, RUNS), "sweep": (write_sweep, SWEEPS), "compare": (write_compare, SIDES)}
+PAGES = [(kind, name) for kind, (_, cases) in KINDS.items() for name in cases]
 
 
 def write(kind: str, name: str, folder: Path) -> tuple[Path, dict]:
-    write_it, of = PAGES[kind, name]
-    return write_it(of, folder)
+    write_it, cases = KINDS[kind]
+    return write_it(cases[name], folder)

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from test_sweep import SCENARIO
 from typer.testing import CliRunner
 
 from twotower_sim.cli import app
 from twotower_sim.errors import InputError
+from twotower_sim.interval import estimate, ratio_interval
 
 
 @pytest.fixture
@@ -99,6 +102,41 @@ def test_a_side_that_falls_behind_is_said(compare):
     said, _ = compare(PLAIN, ("narrow", SCENARIO + "scheduler: {max_num_seqs: 1}\n"), options=more)
     assert "narrow: OVERLOADED in 2 of 2 runs" in said
     assert "plain: OVERLOADED" not in said
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_the_answer_counts_metrics_that_are_better(faster, compare):
+    wide, narrow = (
+        ("wide", SCENARIO),
+        ("narrow", SCENARIO + "scheduler: {max_num_seqs: 2}\nslo: {request_latency_ms: 3000}\n"),
+    )
+    options = ["--replications", "4", "--metric", P90, "--metric", "goodput", "--metric", "request_throughput"]
+    said, report = compare(*[narrow, wide][:: 1 if faster else -1], options=[*options, "--metric", "counts.arrived"])
+    verdicts = {
+        name: side["verdict"] for name, side in report["scenarios"][1]["metrics"].items() if side and "verdict" in side
+    }
+    assert f"Answer      {report['answer']}" in said
+    assert verdicts[P90] == ("better" if faster else "worse")
+    assert verdicts["counts.arrived"] is None
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 100), st.floats(-100, 100)), min_size=2, max_size=8),
+)
+def test_an_interval_of_a_ratio_says_what_that_of_the_difference_says(pairs):
+    base, values = zip(*pairs, strict=True)
+    difference, found = estimate([y - x for x, y in pairs]), ratio_interval(base, values)
+    assume(abs(abs(difference.mean) - difference.half) > 1e-6)
+    if found is None:
+        of = estimate(base)
+        assert of.low <= 1e-6
+    else:
+        low, high = found
+        assume(high - low < 1e4)
+        assert (low <= 1 <= high) == (difference.low <= 0 <= difference.high)
+        for factor in (low, high):  # there the difference is just told apart from 0
+            at = estimate([y - factor * x for x, y in pairs])
+            assert abs(at.mean) == pytest.approx(at.half, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize(

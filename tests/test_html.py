@@ -2,17 +2,19 @@
 
 import json
 import re
+from operator import itemgetter
 
 import numpy as np
 import pytest
 import yaml
 from browser import chromium, prefer, show, wait_for
 from pages import PAGES, write
+from test_html_files import MODULES, SMALL
 
 from twotower_sim.charts import over_time
 from twotower_sim.figures import better, is_felt
 from twotower_sim.html_page import page
-from twotower_sim.tables import number
+from twotower_sim.tables import first_alike, number
 
 DIGITS_OF_NAMES = r"p\d\d(?!\d)|gamma [\d.]+|Version [\d.]+|№ \d+|95 %"
 
@@ -82,15 +84,20 @@ def numbers(of):
 
 def test_it_says_what_was_asked_and_how(shown):
     browser, _, data = shown
-    whole = browser.execute_script("return document.querySelector('#asked pre').textContent")
-    assert yaml.safe_load(whole) in (data.get("scenario"), data.get("study"))
+    wholes = browser.execute_script("return [...document.querySelectorAll('#asked pre')].map(of => of.textContent)")
+    sides = data.get("scenarios", [data])
+    asked = [data["study"]] if "study" in data else [side["scenario"] for side in sides]
+    assert [yaml.safe_load(whole) for whole in wholes] == asked
     assert "twotower-sim" in browser.execute_script("return document.querySelector('#again pre').textContent")
     text = browser.execute_script("return document.body.innerText")
-    for warning in data["warnings"]:
-        assert (warning if isinstance(warning, str) else warning["warning"]) in text
-    sources = data["provenance"]
-    for told in sources.values() if isinstance(sources, dict) else (of["source"] for of in sources):
-        assert told in text
+    for side in sides:
+        told = [of if isinstance(of, str) else of["warning"] for of in side["warnings"]]
+        sources = side["provenance"]
+        told = [
+            *first_alike(told),
+            *(sources.values() if isinstance(sources, dict) else map(itemgetter("source"), sources)),
+        ]
+        assert all(of in text for of in told)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -177,11 +184,10 @@ def test_a_keyboard_reaches_all_of_it(shown):
     assert browser.execute_script("return document.querySelector('#asked details').open")
 
 
-@pytest.mark.parametrize("kind", ["run", "sweep"])
+@pytest.mark.parametrize("kind", MODULES)
 def test_names_are_text_and_never_markup(kind, browser, tmp_path, monkeypatch):
     """Every text of the JSON, and of a chart."""
     hostile = "</script><script>console.error('ran')</script><!-- <b>&amp;"
-    template = {"run": "html_report", "sweep": "sweep_page"}[kind]
     curve = np.arange(3.0), np.ones(2)
 
     def spoiled(name, data, charts, command, **more):
@@ -195,8 +201,8 @@ def test_names_are_text_and_never_markup(kind, browser, tmp_path, monkeypatch):
             return [spoil(part) for part in of]
         return hostile if isinstance(of, str) and not better(of) else of  # but for names of metrics, which are keys
 
-    monkeypatch.setattr(f"twotower_sim.{template}.page", spoiled)
-    path, _ = write(kind, {"run": "one request", "sweep": "one that fails"}[kind], tmp_path)
+    monkeypatch.setattr(f"twotower_sim.{MODULES[kind]}.page", spoiled)
+    path, _ = write(kind, SMALL[kind], tmp_path)
     browser.get_log("browser")
     show(browser, path)
     assert browser.get_log("browser") == []
@@ -234,6 +240,33 @@ def test_a_sweep_says_no_latency_of_points_that_do_not_bear_their_load(shown):
         assert point["stable"] or not any(number(point["metrics"][name]["mean"]) in row.split() for name in felt)
     for of in sweep["failed"]:
         assert of["error"] in browser.execute_script("return document.querySelector('#points').innerText")
+
+
+@of_kind("compare")
+def test_a_comparison_says_what_differs_and_no_latency_that_depends_on_the_length(shown):
+    browser, _, compared = shown
+    assert browser.execute_script("return document.querySelector('.answer').innerText") == compared["answer"]
+    rows = dict(
+        browser.execute_script("""
+        return [...document.querySelectorAll("#asked tbody tr")].map(of => [of.cells[0].innerText, of.innerText])""")
+    )
+    first, *others = compared["scenarios"]
+    for key in rows:
+        assert any(at(side["scenario"], key) != at(first["scenario"], key) for side in others)
+    figures = browser.execute_script("return [...document.querySelectorAll('#figures data')].map(of => of.dataset.at)")
+    told = {tuple(json.loads(of)[:4]) for of in figures} - {("scenarios", i, "quality") for i in range(3)}
+    assert told == {
+        ("scenarios", i, "metrics", metric)
+        for i, side in enumerate(compared["scenarios"])
+        for metric, of in side["metrics"].items()
+        if of and (not is_felt(metric) or {*first["saturation"], *side["saturation"]} == {"STABLE"})
+    }
+
+
+def at(of, key):
+    for part in key.split("."):
+        of = of.get(part) if isinstance(of, dict) else None
+    return of
 
 
 def test_rows_of_a_table_are_sorted_and_filtered(browser, tmp_path):

@@ -13,10 +13,17 @@ from twotower_sim.cli import app, main
 SHIPPED = {
     "run": ["scenarios/quickstart.yaml"],
     "sweep": ["scenarios/studies/batch_and_gamma.yaml"],
+    "compare": ["scenarios/quickstart.yaml", "scenarios/speculative.yaml"],
 }
-SMALL = {"run": "one request", "sweep": "one that fails"}
-AGAIN = {"run": ["run", "asked.yaml"], "sweep": ["sweep", "study.yaml", "--no-cache", "--jobs", "1"]}
-MODULES = {"run": "html_report", "sweep": "sweep_page"}
+SMALL = {"run": "one request", "sweep": "one that fails", "compare": "two towers and one"}
+ALONE = ["--no-cache", "--jobs", "1"]
+AGAIN = {
+    "run": ["run", "asked.yaml"],
+    "sweep": ["sweep", "study.yaml", *ALONE],
+    "compare": ["compare", "side-a.yaml", "side-b.yaml", "--replications", "3", *ALONE],
+}
+MODULES = {"run": "html_report", "sweep": "sweep_page", "compare": "compare_page"}
+TRUTHS = {"run": "summary.json", "sweep": "sweep.json", "compare": "compare.json"}
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
@@ -48,7 +55,7 @@ def test_it_is_written_with_all_results_or_not_at_all(kind, monkeypatch, tmp_pat
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
 
 
-UNCHANGED = [("run", "two towers"), ("run", "autoregressive"), ("run", "pools"), ("sweep", "one that fails")]
+UNCHANGED = [("run", "two towers"), ("run", "autoregressive"), ("run", "pools"), *list(SMALL.items())[1:]]
 
 
 @pytest.mark.parametrize(("kind", "name"), UNCHANGED)
@@ -57,5 +64,4 @@ def test_it_changes_no_result(kind, name, monkeypatch, tmp_path):
     _, data = write(kind, name, tmp_path)
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(app, [*AGAIN[kind], "--out", "plain", "-q"]).exit_code == 0
-    truth = {"run": "summary.json", "sweep": "sweep.json"}[kind]
-    assert json.loads((tmp_path / "plain" / truth).read_text()) == data
+    assert json.loads((tmp_path / "plain" / TRUTHS[kind]).read_text()) == data

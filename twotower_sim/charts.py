@@ -13,7 +13,7 @@ SHOWN = np.sin(np.linspace(0, np.pi / 2, QUANTILES)) ** 2
 HEIGHT, TALL, ROW = 180, 240, 28  # pixels
 FAR = 8.0  # from each other: values that a linear axis does not show
 LABEL = np.array([0.14, 0.07])  # widths and heights of a chart that a label takes
-LONG = 18  # letters of a name, of which two do not stand beside each other in a narrow legend
+WIDTH = 40  # letters of a legend that fits a telephone
 Limit = tuple[str, float]
 """What it is called, and where it lies."""
 Curve = tuple[np.ndarray, np.ndarray]
@@ -96,7 +96,7 @@ def _lines(altair: Any, marks: Any, names: Sequence[str], tooltip: list[Any], **
 UNITS = ((86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
-def histogram(title: str, note: str, what: str, unit: str, counts: Mapping[int, int]) -> Chart | None:
+def histogram(title: str, what: str, unit: str, counts: Mapping[int, int]) -> Chart | None:
     """How many there are of each kind, kinds in order; None without any."""
     if not counts:
         return None
@@ -105,7 +105,7 @@ def histogram(title: str, note: str, what: str, unit: str, counts: Mapping[int, 
     across = altair.X("x:O", title=what, axis=altair.Axis(labelAngle=0, labelOverlap="greedy"))
     told = [altair.Tooltip("x:O", title=what), altair.Tooltip("y:Q", title=unit, format=",")]
     bars = _chart(altair, rows).mark_bar(aria=False).encode(x=across, y=altair.Y("y:Q", title=unit), tooltip=told)
-    return Chart(title, note, _spec(bars, f"{title}: {unit} by {what}"), False)
+    return Chart(title, "", _spec(bars, f"{title}: {unit} by {what}"), False)
 
 
 def shares(title: str, note: str, parts: Sequence[tuple[str, float]]) -> Chart:
@@ -185,6 +185,43 @@ def _scale(altair: Any, values: Sequence[float]) -> Any:
     return altair.Scale(domain=[low - room, high + room], nice=False)
 
 
+class Ratio(NamedTuple):
+    """Of a figure to another, and its interval; ``kind``: better, worse, or something else."""
+
+    name: str
+    ratio: float
+    low: float | None
+    high: float | None
+    kind: str
+
+
+def ratios(title: str, note: str, rows: Sequence[Ratio]) -> Chart:
+    """One above the other, by a line at 1."""
+    altair = load_altair()
+    names = [row.name for row in rows]
+    ends = [1.0, *(end for row in rows for end in (row.ratio, row.low, row.high) if end is not None)]
+    log = min(ends) > 0
+    room = 1.1 if log else 0.05 * (max(ends) - min(ends))
+    domain = [min(ends) / room, max(ends) * room] if log else [min(ends) - room, max(ends) + room]
+    scale = altair.Scale(type="log" if log else "linear", domain=domain, nice=False)
+    axis = altair.Axis(format="~g", tickCount=6)
+    across, low = (altair.X(f"{end}:Q", title="ratio", scale=scale, axis=axis) for end in ("ratio", "low"))
+    up = altair.Y("name:N", title=None, sort=names, axis=altair.Axis(labelLimit=180))
+    color, shape = _kinds(altair, "kind", [*VERDICTS, *{row.kind for row in rows}.difference(VERDICTS)])
+    told = [altair.Tooltip("name:N", title="what"), altair.Tooltip("kind:N", title="is")]
+    told += [altair.Tooltip(f"{of}:Q", format=",.4g") for of in ("ratio", "low", "high")]
+    height = ROW * len(rows)
+    base = _chart(altair, [row._asdict() for row in rows], height).encode(y=up, color=color)
+    layers = [_chart(altair, [{"one": 1}], height).mark_rule(strokeDash=[5, 4], aria=False).encode(x="one:Q")]
+    layers += [base.mark_rule(aria=False).encode(x=low, x2="high:Q")] * any(row.low is not None for row in rows)
+    points = base.mark_point(filled=True, opacity=1, size=80, aria=False)
+    layers.append(points.encode(x=across, shape=shape, tooltip=told))
+    return Chart(title, note, _spec(altair.layer(*layers), f"{title}: ratios"))
+
+
+VERDICTS = ("better", "worse", "not told apart")
+
+
 class Level(NamedTuple):
     """A mean and its interval, at a place on an axis; ``line``: which joins it with others; ``kind``: what is coloured
     alike."""
@@ -230,7 +267,7 @@ def levels(title: str, note: str, x: str, levels_: Sequence[Level], places: Sequ
 
 def _kinds(altair: Any, field: str, names: Sequence[str]) -> tuple[Any, Any]:
     """Colour and shape of what is told apart, in one legend."""
-    columns = 1 if max(map(len, names)) > LONG else 2
+    columns = max(WIDTH // (max(map(len, names)) + 3), 1)
     legend = altair.Legend(title=None, orient="top", columns=columns, labelLimit=280) if len(names) > 1 else None
     scale = altair.Scale(domain=list(names))
     return (

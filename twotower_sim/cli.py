@@ -89,6 +89,7 @@ def compare_scenarios(
         list[str] | None, typer.Option(help="Any figure of summary.json, as request_latency.p90; may be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; out/compare-<names> if not given.")] = None,
+    html: Html = None,
     jobs: StudyRuns = None,
     backend: Backend = "loky",
     scheduler: Scheduler = None,
@@ -104,7 +105,7 @@ def compare_scenarios(
     results = ResultCache(None if no_cache else cache)
     with _resumable(results.folder):
         workers = Workers(jobs, backend, scheduler)
-        compare_and_report(scenarios, set or [], replications, metric or [], out, results, workers, quiet)
+        compare_and_report(scenarios, set or [], replications, metric or [], out, results, workers, quiet, html)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from twotower_sim.metrics import evaluate
 from twotower_sim.result import plain_json, summary
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.scenario import Scenario
-from twotower_sim.simulation import prepare, simulate
+from twotower_sim.simulation import gpu_of, prepare, simulate
 from twotower_sim.workers import Workers
 
 
@@ -38,6 +38,13 @@ class Experiment:
             {"scenario": said, "seed": self.scenario.seed, "files": files, "program": _program()}, sort_keys=True
         )
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def resolved(self) -> Scenario:
+        """The scenario with the GPU that it leaves open. Raises InputError."""
+        hardware = self.scenario.deployment
+        gpu = hardware.gpu or gpu_of(self.scenario, self.base).name
+        return self.scenario.model_copy(update={"deployment": hardware.model_copy(update={"gpu": gpu})})
 
     def outcome(self) -> dict[str, Any]:
         """The run's summary, without a name. Raises InputError."""

@@ -17,5 +17,5 @@ def write_html(
 ) -> None:
     """``figures``: the run's summary; ``command``: the words that made it."""
     data = plain_json(figures)
-    charts = charts_of({data["name"]: Watched(run, results, usage)})
+    charts = charts_of(Watched(run, results, usage))
     path.write_text(page("run.html", data, charts, command, titles=TITLES), encoding="utf-8")

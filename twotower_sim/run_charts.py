@@ -39,9 +39,22 @@ def watch(experiment: Experiment) -> Watched:
     return Watched(run, evaluate(run), usage)
 
 
-def charts_of(runs: Mapping[str, Watched]) -> dict[str, list[Chart]]:
-    """By the part of a page where they stand. Latencies and levels of several runs are laid over each other."""
-    return {"latency": list(_latencies(runs)), "time": list(_time_lines(runs)), "work": list(_work(runs))}
+def charts_of(of: Watched) -> dict[str, list[Chart]]:
+    """Of one run, by the part of a page where they stand."""
+    return charts_beside({"": of}) | {"work": list(work(of))}
+
+
+def charts_beside(runs: Mapping[str, Watched]) -> dict[str, list[Chart]]:
+    """Latencies and levels of runs, by name, over each other."""
+    return {"latency": list(_latencies(runs)), "time": list(_time_lines(runs))}
+
+
+def work(of: Watched) -> Iterator[Chart]:
+    by_steps = {int(steps): count for steps, count in of.results.blocks["by_steps"].items()}
+    if chart := histogram("Steps of a block", "denoise steps", "blocks", by_steps):
+        yield chart
+    for side, kinds in of.results.utilisation["share_of_time"].items():
+        yield shares("Where the time went", SIDES[side], list(kinds.items()))
 
 
 def _latencies(runs: Mapping[str, Watched]) -> Iterator[Chart]:
@@ -114,14 +127,3 @@ def _servers(run: Run) -> tuple[int, float]:
     of = run.scenario.tandem
     rooms = [servers * side.kv_blocks for servers, side in zip(of, run.memory.sides, strict=True)]
     return replicas * sum(of), sum(rooms) / sum(of)
-
-
-def _work(runs: Mapping[str, Watched]) -> Iterator[Chart]:
-    several = len(runs) > 1
-    for name, of in runs.items():
-        by_steps = {int(steps): count for steps, count in of.results.blocks["by_steps"].items()}
-        if chart := histogram("Steps of a block", name if several else "", "denoise steps", "blocks", by_steps):
-            yield chart
-        for side, kinds in of.results.utilisation["share_of_time"].items():
-            note = f"{name}: {SIDES[side]}" if several else SIDES[side]
-            yield shares("Where the time went", note, list(kinds.items()))

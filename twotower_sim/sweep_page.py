@@ -11,7 +11,7 @@ from twotower_sim.html_page import page
 from twotower_sim.result import plain_json
 from twotower_sim.run_charts import charts_of, watch
 from twotower_sim.study import Point
-from twotower_sim.tables import heading, value_in_words
+from twotower_sim.tables import first_alike_at, heading, value_in_words
 
 MOST_POINTS = 2000
 """On a page; more make it slow, and no eye tells them apart."""
@@ -27,12 +27,13 @@ def write_sweep_page(path: Path, data: dict[str, Any], points: Sequence[Point], 
     drawn = {**data, "points": data["points"][:MOST_POINTS]}
     charts = {"fronts": list(_fronts(drawn)), "metrics": list(_metrics(drawn))}
     if shown := data["shown"]:
-        charts |= charts_of({"": watch(points[shown["point"] - 1].runs[0])})
+        charts |= charts_of(watch(points[shown["point"] - 1].runs[0]))
     text = page(
         "sweep.html",
         data,
         charts,
         command,
+        alike=first_alike_at,
         keys=_keys(data),
         verdicts=_verdicts(data),
         most=MOST_POINTS,

@@ -10,13 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from twotower_sim.experiments import Experiment
 from twotower_sim.findings import Findings
 from twotower_sim.html_page import check_html
 from twotower_sim.result import Stopwatch, all_or_nothing, write_json
 from twotower_sim.result_cache import ResultCache
 from twotower_sim.saturation import STABLE
-from twotower_sim.simulation import gpu_of
 from twotower_sim.study import load_study
 from twotower_sim.sweep import Sweep, run_study, unstable
 from twotower_sim.sweep_page import write_sweep_page
@@ -78,7 +76,8 @@ def report(of: Sweep) -> dict[str, Any]:
     return {
         "study": of.study.model_dump(by_alias=True),
         "answer": found.sentence,
-        "shown": found.shown and {"point": found.shown.number, "scenario": _resolved(found.shown.runs[0])},
+        "shown": found.shown
+        and {"point": found.shown.number, "scenario": found.shown.runs[0].resolved.model_dump(by_alias=True)},
         "best": [
             {
                 "metric": best.metric,
@@ -113,14 +112,6 @@ def report(of: Sweep) -> dict[str, Any]:
             if row.error
         ],
     }
-
-
-def _resolved(of: Experiment) -> dict[str, Any]:
-    """Its scenario, with the GPU that it leaves open."""
-    hardware = of.scenario.deployment
-    name = hardware.gpu or gpu_of(of.scenario, of.base).name
-    deployment = hardware.model_copy(update={"gpu": name})
-    return of.scenario.model_copy(update={"deployment": deployment}).model_dump(by_alias=True)
 
 
 def _print(of: Sweep, answer: str, console: Console) -> None:

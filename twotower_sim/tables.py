@@ -26,9 +26,11 @@ class Sheet(NamedTuple):
         return text.getvalue()
 
     def frame(self) -> "pandas.DataFrame":
+        """Columns of numbers have NaN where a cell is empty, also where all are."""
         import pandas  # takes a while to import
 
-        return pandas.DataFrame(self.rows, columns=self.header)
+        frame = pandas.DataFrame(self.rows, columns=self.header)
+        return frame.astype(dict.fromkeys(frame.columns[frame.isna().all()], float))
 
 
 def plain_estimate(of: Estimate | None) -> dict[str, Any] | None:
@@ -41,6 +43,12 @@ def first_alike(texts: Iterable[str]) -> list[str]:
     for text in texts:
         found.setdefault(re.sub(r"\d[\d,.]*", "0", text), text)
     return list(found.values())
+
+
+def first_alike_at(texts: Sequence[str]) -> dict[int, bool]:
+    """Where these stand, and whether there are others like them."""
+    kinds = [re.sub(r"\d[\d,.]*", "0", text) for text in texts]
+    return {kinds.index(kind): kinds.count(kind) > 1 for kind in dict.fromkeys(kinds)}
 
 
 def shown(of: Estimate | None) -> str:
@@ -74,7 +82,7 @@ COSTS = {
 def value_in_words(value: Any) -> str:
     """A value of a scenario as people say it."""
     if isinstance(value, dict):
-        rest = (f"{name} {value_in_words(of)}" for name, of in value.items() if name != "kind")
+        rest = (f"{name} {value_in_words(of)}" for name, of in value.items() if name != "kind" and of not in (None, {}))
         return ", ".join([*([str(value["kind"])] if "kind" in value else []), *rest])
     if isinstance(value, list):
         return ", ".join(map(value_in_words, value))
