@@ -80,6 +80,15 @@ class Settings:
                 raise InputError(f"{option} {value}: expected {' or '.join(allowed)}")
         if self.only == "commits" and self.weights == "random":
             raise InputError("--only commits --weights random: random weights commit nothing that means anything")
+        for option, number, fewest in (
+            ("--repetitions", self.repetitions, 3),
+            ("--refine", self.refine, 0),
+            ("--tolerance", self.tolerance, 0),
+            ("--new-tokens", self.new_tokens, 1),
+            ("--decode-batch", self.decode_batch, 1),
+        ):
+            if number is not None and number < fewest:
+                raise InputError(f"{option} {number}: expected {fewest} or more")
         for option, values, least in (
             ("--batch", self.batch, 1),
             ("--context", self.context, 0),

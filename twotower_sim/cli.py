@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from twotower_sim.errors import InputError
+from twotower_sim.errors import InputError, needing
 from twotower_sim.trace.cli import trace_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
@@ -250,10 +250,8 @@ def validate(
 
 
 def _real_engine() -> Callable[..., None]:
-    try:
+    with needing("validate", "calibrate"):
         from calibrate.validation import validate
-    except ModuleNotFoundError as error:
-        raise InputError(f"validate needs {error.name}: pip install 'twotower-sim[calibrate]'") from None
     return validate
 
 
