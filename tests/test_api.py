@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -490,6 +491,13 @@ def test_every_function_has_an_example(monkeypatch, capfd):
         runner.run(test, out=said.append)
     assert not runner.failures, "".join(said)
     assert sum(len(test.examples) for test in finder) > 20
+
+
+def test_the_example_of_the_readme(capfd):
+    Path("scenarios").symlink_to(ROOT / "scenarios")
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    exec(code.replace("2000", "300"))
+    assert "meets all objectives at the least cost" in capfd.readouterr().out
 
 
 def test_importing_is_quick():
