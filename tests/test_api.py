@@ -405,8 +405,10 @@ NAN = float("nan")
         (lambda: api.trace_sample("azure", "y.csv", 10), "fingerprint 'azure' is neither a preset"),
         (lambda: api.trace_fetch("azure"), "trace fetch: 'azure' is no public trace"),
         (lambda: api.profile_show("none.json"), "none.json: not a profile"),
-        (lambda: api.profile_merge("x.json", []), "profiles: found none; expected one or more"),
-        (lambda: api.validate([]), "scenarios: found none; expected one or more"),
+        (lambda: api.profile_merge("x.json", []), "profiles: found []; expected a list of one or more"),
+        (lambda: api.trace_fetch([]), "names: found []; expected a list of one or more"),
+        (lambda: api.validate(CHAT), "scenarios: found {'workload': "),
+        (lambda: api.compare("chat.yaml"), "scenarios: found 'chat.yaml'; expected a list"),
         (lambda: api.validate([CHAT], repetitions=2), "repetitions: found 2; expected 3 or more"),
         (lambda: api.validate([CHAT]), "<scenario-1>: deployment.placement.kind: found split"),
         (lambda: api.validate_log("none.csv"), "none.csv: cannot be read"),
@@ -450,17 +452,20 @@ def commands(of: typer.Typer, path=()):
 
 
 def test_every_command_and_option_has_its_counterpart():
+    """With the same default, where the command's says what it is."""
     found = {"_".join(path).removeprefix("scenario_"): callback for path, callback in commands(app)}
     assert set(found) | {"validate_log", "InputError"} == set(api.__all__)
     results = dict(inspect.getmembers(outcomes, inspect.isclass))
     for name, callback in found.items():
         function = getattr(api, name)
-        known = {*inspect.signature(function).parameters, *api.__all__}
+        parameters = inspect.signature(function).parameters
+        known = {*parameters, *api.__all__}
         result = results.get(function.__annotations__["return"])
         known |= set(dir(result)) if result else set()
-        for option in inspect.signature(callback).parameters:
-            option = option.removesuffix("_")
+        for option, of in inspect.signature(callback).parameters.items():
             assert {option, ELSEWHERE.get(option)} & known or name == "calibrate", f"{name}: {option}"
+            if option in parameters and of.default is not None:
+                assert parameters[option].default == of.default, f"{name}: {option}"
 
 
 def test_every_option_of_calibrate_has_its_counterpart():

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from twotower_sim.errors import InputError, needing
+from twotower_sim.result_cache import CACHE, ResultCache
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from twotower_sim.profile import Profile
     from twotower_sim.readers import Format
     from twotower_sim.report import Resolved
-    from twotower_sim.result_cache import ResultCache
     from twotower_sim.scenario import Setting
     from twotower_sim.trace.convert import Converted
     from twotower_sim.workers import Workers
@@ -79,7 +79,6 @@ Name = str | PathLike[str]
 Given = Name | Mapping[str, Any]
 """A file, or what it would hold."""
 Overrides = Mapping[str, Any] | None
-CACHE = Path("out/cache")
 
 
 # ---------------------------------------------------------------------- simulations
@@ -171,8 +170,7 @@ def compare(
     from twotower_sim.result import Stopwatch, plain_json
 
     _within("replications", replications, 1, 10_000)
-    watch = Stopwatch()
-    sources = [_source(of, base, f"scenario-{i}") for i, of in enumerate(scenarios, 1)]
+    watch, sources = Stopwatch(), _sources(scenarios, base)
     sides = load_sides(sources, _changes(set))
     workers = _workers(jobs, backend, scheduler)
     done = compare_sides(sides, replications, list(metrics), _cache(cache), workers, _errors(progress))
@@ -271,7 +269,7 @@ def trace_fetch(
     """
     from twotower_sim.trace.fetch import fetched
 
-    folder, asked = None if to is None else Path(to), [names] if isinstance(names, str) else names
+    folder, asked = None if to is None else Path(to), [names] if isinstance(names, str) else _several("names", names)
     return {of.trace.name: of.file for of in fetched(asked, folder, mirror, force, _errors(progress))}
 
 
@@ -420,9 +418,7 @@ def profile_merge(out: Name, profiles: Sequence[Name]) -> "Profile":
     """
     from twotower_sim.profile_merge import merge_profiles
 
-    if not profiles:
-        raise InputError("profiles: found none; expected one or more")
-    return merge_profiles(Path(out), [str(of) for of in profiles])
+    return merge_profiles(Path(out), [str(of) for of in _several("profiles", profiles)])
 
 
 # ---------------------------------------------------------------------- the real thing
@@ -459,9 +455,7 @@ def validate(
     _within("repetitions", repetitions, 3)
     _within("goal", goal, 0)
     _within("threads", threads, 1)
-    if not scenarios:
-        raise InputError("scenarios: found none; expected one or more")
-    sources = [_source(of, base, f"scenario-{i}") for i, of in enumerate(scenarios, 1)]
+    sources = _sources(scenarios, base)
     command = shlex.join(_command("validate", sources, set))
     questions = [ask_for(source, _changes(set)) for source in sources]
     given, texts = (None if of is None else Path(of) for of in (profile, prompts))
@@ -547,6 +541,16 @@ def _source(given: Given, base: Name, what: str) -> "Source":
     return Document.of_data(Path(base) / f"<{what}>", given)
 
 
+def _sources(given: Sequence[Given], base: Name) -> "list[Source]":
+    return [_source(of, base, f"scenario-{i}") for i, of in enumerate(_several("scenarios", given), 1)]
+
+
+def _several(name: str, given: Sequence[Any]) -> Sequence[Any]:
+    if isinstance(given, str | PathLike | Mapping) or not given:
+        raise InputError(f"{name}: found {given!r:.99}; expected a list of one or more")
+    return given
+
+
 def _changes(set: Overrides) -> "list[Setting]":
     from twotower_sim.study import settings_of
     from twotower_sim.yaml_file import Document
@@ -589,9 +593,7 @@ def _workers(jobs: int | None, backend: str, scheduler: str | None) -> "Workers"
     return Workers(jobs, backend, scheduler)
 
 
-def _cache(folder: Name | None) -> "ResultCache":
-    from twotower_sim.result_cache import ResultCache
-
+def _cache(folder: Name | None) -> ResultCache:
     return ResultCache(None if folder is None else Path(folder))
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from twotower_sim.errors import InputError, needing
+from twotower_sim.result_cache import CACHE
 from twotower_sim.trace.cli import trace_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
@@ -35,7 +36,6 @@ CacheFolder = Annotated[Path, typer.Option(help="Folder of results that need not
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Compute everything, and keep nothing.")]
 Html = Annotated[Path | None, typer.Option(help="Also write a report for browsers to this file (HTML).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-CACHE = Path("out/cache")
 
 
 @app.command()

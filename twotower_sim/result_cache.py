@@ -14,6 +14,9 @@ from typing import Any
 
 from twotower_sim.errors import InputError
 
+CACHE = Path("out/cache")
+"""Where results are kept unless another folder is asked for."""
+
 
 class ResultCache:
     def __init__(self, folder: Path | None) -> None:
