@@ -58,6 +58,24 @@ SIDES = {
     "one that falls behind": [QUICK | {"latency": AFFINE}, QUICK | {"latency": AFFINE, "scheduler": {"max_num_seqs": 1}}, QUICK],
 }  # fmt: skip
 
+PLAN = {
+    "scenario": "asked.yaml",
+    "set": {"latency": AFFINE, "workload": synthetic(requests=200, rate_rps=60), "scheduler.max_num_seqs": 16},
+    "objectives": {"request_latency.p90": 2500, "good_request_fraction": 0.9},
+    "choices": {
+        "decoding": [{"kind": "two_tower"}, {"kind": "two_tower", "gamma": 0.6}, {"kind": "autoregressive"}],
+        "deployment.gpu": ["h100-sxm", "a100-80gb"],
+        "deployment.placement": [{"kind": "split"}, {"kind": "pools", "context": 1, "denoiser": 2}],
+    },
+    "most_gpus": 24,
+    "replications": 2,
+}
+PLANS = {
+    "met": PLAN,
+    "missed": PLAN | {"objectives": {"request_latency.p90": 1}, "most_gpus": 4, "quality_floor": 0.98, "replications": 1},
+    "out of reach": PLAN | {"most_gpus": 1, "choices": {"decoding": [{"kind": "two_tower"}]}, "margin": False},
+}  # fmt: skip
+
 
 def write_run(sections: dict, folder: Path) -> tuple[Path, dict]:
     return _write(folder, ["run", _file(folder, "asked", sections)], "summary.json")
@@ -71,6 +89,11 @@ def write_sweep(study: dict, folder: Path) -> tuple[Path, dict]:
 def write_compare(sides: list[dict], folder: Path) -> tuple[Path, dict]:
     files = [_file(folder, f"side-{letter}", side) for letter, side in zip("abc", sides, strict=False)]
     return _write(folder, ["compare", *files, "--replications", "3", *_workers(folder)], "compare.json")
+
+
+def write_plan(plan: dict, folder: Path) -> tuple[Path, dict]:
+    _file(folder, "asked", QUICK)
+    return _write(folder, ["plan", _file(folder, "plan", plan), *_workers(folder)], "plan.json")
 
 
 def _workers(folder: Path) -> list[str]:
@@ -91,7 +114,12 @@ def _write(folder: Path, command: list[str], truth: str) -> tuple[Path, dict]:
     return page, json.loads((folder / truth).read_text())
 
 
-KINDS = {"run": (write_run, RUNS), "sweep": (write_sweep, SWEEPS), "compare": (write_compare, SIDES)}
+KINDS = {
+    "run": (write_run, RUNS),
+    "sweep": (write_sweep, SWEEPS),
+    "compare": (write_compare, SIDES),
+    "plan": (write_plan, PLANS),
+}
 PAGES = [(kind, name) for kind, (_, cases) in KINDS.items() for name in cases]
 
 

@@ -67,9 +67,9 @@ def test_one_replication_that_is_not_stable_is_enough(verdict, said):
 
 
 def test_nothing_bears_its_load():
-    of = found([(1, 1)], [(2, 2)], verdicts={0: "OVERLOADED", 1: ""})
+    of = found([(1, 1)], [(2, 2)], verdicts={0: "OVERLOADED", 1: "BACKLOGGED"})
     assert of.sentence == "None of 2 points bears its load."
-    assert (of.shown, of.bests, of.fronts[0]["points"]) == (None, [], [])
+    assert (of.shown.number, of.bests, of.fronts[0]["points"]) == (1, [], [])
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 6)] * 3), max_size=30))

@@ -14,16 +14,18 @@ SHIPPED = {
     "run": ["scenarios/quickstart.yaml"],
     "sweep": ["scenarios/studies/batch_and_gamma.yaml"],
     "compare": ["scenarios/quickstart.yaml", "scenarios/speculative.yaml"],
+    "plan": ["scenarios/plans/azure_conversation.yaml"],
 }
-SMALL = {"run": "one request", "sweep": "one that fails", "compare": "two towers and one"}
+SMALL = {"run": "one request", "sweep": "one that fails", "compare": "two towers and one", "plan": "missed"}
 ALONE = ["--no-cache", "--jobs", "1"]
 AGAIN = {
     "run": ["run", "asked.yaml"],
     "sweep": ["sweep", "study.yaml", *ALONE],
     "compare": ["compare", "side-a.yaml", "side-b.yaml", "--replications", "3", *ALONE],
+    "plan": ["plan", "plan.yaml", *ALONE],
 }
-MODULES = {"run": "html_report", "sweep": "sweep_page", "compare": "compare_page"}
-TRUTHS = {"run": "summary.json", "sweep": "sweep.json", "compare": "compare.json"}
+MODULES = {"run": "html_report", "sweep": "sweep_page", "compare": "compare_page", "plan": "plan_page"}
+TRUTHS = {"run": "summary.json", "sweep": "sweep.json", "compare": "compare.json", "plan": "plan.json"}
 
 
 @pytest.mark.parametrize("kind", SHIPPED)

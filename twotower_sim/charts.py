@@ -108,6 +108,17 @@ def histogram(title: str, what: str, unit: str, counts: Mapping[int, int]) -> Ch
     return Chart(title, "", _spec(bars, f"{title}: {unit} by {what}"), False)
 
 
+def bars(title: str, note: str, unit: str, parts: Sequence[tuple[str, float]]) -> Chart:
+    """One for each part, longer for more."""
+    altair = load_altair()
+    rows = [{"part": name, "value": float(value)} for name, value in parts]
+    names = altair.Y("part:N", title=None, sort=[name for name, _ in parts], axis=altair.Axis(labelLimit=200))
+    told = [altair.Tooltip("part:N", title="what"), altair.Tooltip("value:Q", title=unit, format=",.4g")]
+    across = altair.X("value:Q", title=unit, axis=altair.Axis(tickCount=6))
+    drawn = _chart(altair, rows, ROW * len(rows)).mark_bar(aria=False).encode(x=across, y=names, tooltip=told)
+    return Chart(title, note, _spec(drawn, f"{title}: {note}"))
+
+
 def shares(title: str, note: str, parts: Sequence[tuple[str, float]]) -> Chart:
     """A bar for each part of a whole."""
     altair = load_altair()
@@ -120,8 +131,8 @@ def shares(title: str, note: str, parts: Sequence[tuple[str, float]]) -> Chart:
 
 
 class Spot(NamedTuple):
-    """A point of a plane. ``kind``: what is coloured and shaped alike; ``filled``: else hollow; ``label``: beside it;
-    ``line``: the one that joins it with others, "" for none."""
+    """A point of a plane. ``kind``: what is coloured alike; ``shape``: what is shaped alike, "" for its kind;
+    ``filled``: else hollow; ``label``: beside it; ``line``: the one that joins it with others, "" for none."""
 
     x: float
     y: float
@@ -130,33 +141,41 @@ class Spot(NamedTuple):
     filled: bool
     label: str = ""
     line: str = ""
+    shape: str = ""
 
 
-def plane(title: str, note: str, x: str, y: str, spots: Sequence[Spot], limit: Limit | None = None) -> Chart:
-    """Spots by two figures; ``limit`` of y, as a line."""
+def plane(
+    title: str, note: str, x: str, y: str, spots: Sequence[Spot], limit: Limit | None = None, share: bool = False
+) -> Chart:
+    """Spots by two figures; ``limit`` of y, as a line; ``share``: whether y is one."""
     altair = load_altair()
-    kinds = list(dict.fromkeys(spot.kind for spot in spots))
-    across = altair.X("x:Q", title=x, scale=_scale(altair, [spot.x for spot in spots]))
-    up = altair.Y("y:Q", title=y, scale=_scale(altair, [*(spot.y for spot in spots), *(limit or ())[1:]]))
-    color, shape = _kinds(altair, "kind", kinds)
+    across = altair.X("x:Q", title=x, scale=_scale(altair, [spot.x for spot in spots]), axis=altair.Axis(tickCount=6))
+    axis = altair.Axis(format="~%" if share else "~g", tickCount=6)
+    up = altair.Y("y:Q", title=y, scale=_scale(altair, [*(spot.y for spot in spots), *(limit or ())[1:]]), axis=axis)
+    color, shape = _kinds(altair, "kind", list(dict.fromkeys(spot.kind for spot in spots)))
+    if any(spot.shape for spot in spots):
+        _, shape = _kinds(altair, "shape", list(dict.fromkeys(spot.shape for spot in spots)))
     told = [altair.Tooltip("name:N", title="what"), altair.Tooltip("x:Q", title=x, format=",.4g")]
-    told += [altair.Tooltip("y:Q", title=y, format=",.4g"), *([altair.Tooltip("kind:N")] * (len(kinds) > 1))]
-    layers = []
-    if joined := sorted(spot for spot in spots if spot.line):
-        line = _chart(altair, [spot._asdict() for spot in joined], TALL).mark_line(aria=False, strokeDash=[2, 3])
-        alike = all(spot.line == spot.kind for spot in joined)
-        layers.append(line.encode(x=across, y=up, detail="line:N", **({"color": color} if alike else {})))
+    told.append(altair.Tooltip("y:Q", title=y, format=".1%" if share else ",.4g"))
+
+    def layer(some: Iterable[Spot], mark: str, **marked: Any) -> Any:
+        chart = _chart(altair, [spot._asdict() for spot in some], TALL)
+        return getattr(chart, f"mark_{mark}")(aria=False, **marked).encode(x=across, y=up)
+
+    layers = [
+        layer(sorted(spot for spot in spots if spot.line), "line", style="quiet", strokeDash=[2, 3]).encode(
+            detail="line:N"
+        )
+    ]
     for filled in (False, True):
-        if some := [spot._asdict() for spot in spots if spot.filled == filled]:
-            mark = _chart(altair, some, TALL).mark_point(filled=filled, opacity=1, size=70, aria=False)
-            layers.append(mark.encode(x=across, y=up, color=color, shape=shape, tooltip=told))
-    if named := [spot._asdict() for spot in _apart([spot for spot in spots if spot.label])]:
-        text = _chart(altair, named, TALL).mark_text(align="left", dx=8, dy=-6, aria=False)
-        layers.append(text.encode(x=across, y=up, text="label:N"))
+        points = layer((spot for spot in spots if spot.filled == filled), "point", filled=filled, opacity=1, size=70)
+        layers.append(points.encode(color=color, shape=shape, tooltip=told))
+    named = _apart([spot for spot in spots if spot.label])
+    layers.append(layer(named, "text", align="left", dx=8, dy=-6).encode(text="label:N"))
     if limit:
         at = _chart(altair, [{"y": limit[1], "name": limit[0]}], TALL)
         layers.append(at.mark_rule(strokeDash=[5, 4], aria=False).encode(y="y:Q", tooltip="name:N"))
-    return Chart(title, note, _spec(altair.layer(*layers), f"{title}: {y} by {x}"), False)
+    return Chart(title, note, _spec(altair.layer(*layers), f"{title}: {y} by {x}"), share)
 
 
 def _apart(spots: Sequence[Spot]) -> list[Spot]:

@@ -113,6 +113,7 @@ def plan(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file (YAML).")],
     set: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; out/<name> if not given.")] = None,
+    html: Html = None,
     jobs: StudyRuns = None,
     backend: Backend = "loky",
     scheduler: Scheduler = None,
@@ -127,7 +128,7 @@ def plan(
 
     results = ResultCache(None if no_cache else cache)
     with _resumable(results.folder):
-        plan_and_report(plan, set or [], out, results, Workers(jobs, backend, scheduler), quiet)
+        plan_and_report(plan, set or [], out, results, Workers(jobs, backend, scheduler), quiet, html)
 
 
 @contextmanager

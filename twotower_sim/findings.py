@@ -42,10 +42,11 @@ class Findings:
 
     @property
     def shown(self) -> Point | None:
-        """The point that is looked at more closely: the one that the answer names."""
-        named = self.named
-        index = named.point if named else next(iter(self.stable), None)
-        return None if index is None else self._sweep.points[index]
+        """The point that is looked at more closely: the one that the answer names, else the first that bears its load,
+        else the first that ran."""
+        ran = [i for i, rows in enumerate(self._sweep.rows) if rows[0].figures]
+        found = [self.named.point] if self.named else [*self.stable, *ran]
+        return self._sweep.points[found[0]] if found else None
 
     @property
     def sentence(self) -> str:

@@ -6,7 +6,7 @@ A figure on a page is marked with where it stands in the JSON that the page is a
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -80,6 +80,18 @@ class _Figures:
         text = _told(value if per == 1 else value / per, form)
         place = {"at": json.dumps(keys), "value": json.dumps(value), "per": f"{per:g}", "text": text}
         return Markup('<data data-at="{at}" data-per="{per}" value="{value}">{text}</data>').format(**place)
+
+    def first(self, *places: Sequence[str | int], form: Form = "") -> Any:
+        """The one at the first of these places where there is something."""
+        return self(*next(place for place in places if self._is_there(place)), form=form)
+
+    def _is_there(self, place: Sequence[str | int]) -> bool:
+        value: Any = self._data
+        for key in place:
+            if not (isinstance(value, dict) and key in value):
+                return False
+            value = value[key]
+        return True
 
 
 def _told(value: Any, form: Form) -> str:

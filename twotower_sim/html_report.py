@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from twotower_sim.console import TITLES
 from twotower_sim.html_page import page
 from twotower_sim.metrics import Results
 from twotower_sim.result import plain_json
@@ -18,4 +17,4 @@ def write_html(
     """``figures``: the run's summary; ``command``: the words that made it."""
     data = plain_json(figures)
     charts = charts_of(Watched(run, results, usage))
-    path.write_text(page("run.html", data, charts, command, titles=TITLES), encoding="utf-8")
+    path.write_text(page("run.html", data, charts, command), encoding="utf-8")

@@ -1,5 +1,6 @@
 """A plan from its file to its results: files and a table."""
 
+import sys
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from twotower_sim.capacity import Trial, front
+from twotower_sim.html_page import check_html
 from twotower_sim.plan_file import PlanFile
+from twotower_sim.plan_page import write_plan_page
 from twotower_sim.planner import Plan, Planner
 from twotower_sim.result import Stopwatch, all_or_nothing, write_json
 from twotower_sim.result_cache import ResultCache
@@ -22,28 +25,41 @@ CANDIDATES, GIVEN_UP = 20, 12
 
 
 def plan_and_report(
-    path: Path, overrides: list[str], out: Path | None, cache: ResultCache, workers: Workers, quiet: bool
+    path: Path,
+    overrides: list[str],
+    out: Path | None,
+    cache: ResultCache,
+    workers: Workers,
+    quiet: bool,
+    html: Path | None = None,
 ) -> None:
-    """Find the least costly deployment for the plan at ``path``; results go to ``out`` (default out/<name>). Raises
-    InputError."""
+    """Find the least costly deployment for the plan at ``path``; results go to ``out`` (default out/<name>), and a page
+    to ``html``. Raises InputError."""
+    if html:
+        check_html("--html")
     watch = Stopwatch()
     planner = Planner(path, overrides, cache, workers, Console(stderr=True, quiet=quiet))
     out = out or Path("out") / planner.asked.name
     with all_or_nothing() as stage:
         *files, run_file = (stage(out / name) for name in (*FILES, "run.json"))
+        html_file = stage(html) if html else None
         plan = planner.solve()
-        write_plan(files, plan)
+        told = write_plan(files, plan)
+        if html_file:
+            write_plan_page(html_file, told, plan.experiment, ["twotower-sim", *sys.argv[1:]])
         write_json(run_file, watch.circumstances())
     if not quiet:
         _print(plan, Console())
-        print(f"Results     {out}/{', '.join(FILES)}, run.json")
+        print(f"Results     {out}/{', '.join(FILES)}, run.json" + (f"; {html}" if html else ""))
 
 
-def write_plan(files: list[Path], plan: Plan) -> None:
-    """To FILES, under whatever names."""
-    write_json(files[0], report(plan))
+def write_plan(files: list[Path], plan: Plan) -> dict[str, Any]:
+    """To FILES, under whatever names; gives what the first of them says."""
+    told = report(plan)
+    write_json(files[0], told)
     files[1].write_text(plan.candidates.csv(), encoding="utf-8")
     files[2].write_text(plan.trials.csv(), encoding="utf-8")
+    return told
 
 
 def report(plan: Plan) -> dict[str, Any]:
@@ -61,6 +77,7 @@ def report(plan: Plan) -> dict[str, Any]:
         "front": [_plain(of) for of in front([of for of in answer.trials if of.meets])],
         "cheapest": [_plain(of) for of in plan.cheapest],
         "candidates": [_plain(of) for of in plan.fewest],
+        "trials": [_plain(of) for of in plan.tried],
         "dearer": answer.dearer,
         "given_up": answer.given_up,
         "provenance": shown.summaries[0]["provenance"] if shown and shown.summaries else {},

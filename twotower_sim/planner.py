@@ -91,6 +91,11 @@ class Plan:
         return list(of_each.values())
 
     @property
+    def tried(self) -> list[Trial]:
+        """All trials, in an order that does not depend on what was in the cache."""
+        return sorted(self.answer.trials, key=lambda of: (of.shape.candidate.name, of.shape.replicas))
+
+    @property
     def candidates(self) -> Sheet:
         """A row a candidate: its fewest replicas, or why it was given up."""
         rows: list[list[Any]] = [
@@ -107,7 +112,7 @@ class Plan:
         rows = [
             [of.shape.candidate.name, of.shape.replicas, of.cost, of.verdict, of.meets]
             + [None if (figure := of.figures.get(name)) is None else figure.mean for name in self.asked.objectives]
-            for of in sorted(self.answer.trials, key=lambda of: (of.shape.candidate.name, of.shape.replicas))
+            for of in self.tried
         ]
         return Sheet(header, rows)
 

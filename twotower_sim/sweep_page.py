@@ -11,7 +11,7 @@ from twotower_sim.html_page import page
 from twotower_sim.result import plain_json
 from twotower_sim.run_charts import charts_of, watch
 from twotower_sim.study import Point
-from twotower_sim.tables import first_alike_at, heading, value_in_words
+from twotower_sim.tables import axis_in_words, first_alike_at, heading, value_in_words
 
 MOST_POINTS = 2000
 """On a page; more make it slow, and no eye tells them apart."""
@@ -24,7 +24,7 @@ MOST_PLACES = 16
 def write_sweep_page(path: Path, data: dict[str, Any], points: Sequence[Point], command: list[str]) -> None:
     """``data``: sweep.json. The first run of the point that the answer names is simulated once more."""
     data = plain_json(data)
-    drawn = {**data, "points": data["points"][:MOST_POINTS]}
+    drawn = {**data, "points": _some(data)}
     charts = {"fronts": list(_fronts(drawn)), "metrics": list(_metrics(drawn))}
     if shown := data["shown"]:
         charts |= charts_of(watch(points[shown["point"] - 1].runs[0]))
@@ -39,10 +39,17 @@ def write_sweep_page(path: Path, data: dict[str, Any], points: Sequence[Point], 
         most=MOST_POINTS,
         is_felt=is_felt,
         words=value_in_words,
-        axis=_axis_in_words,
+        axis=axis_in_words,
         few=_few_points,
     )
     path.write_text(text, encoding="utf-8")
+
+
+def _some(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Points that charts show: all, or as many as they bear, with those on fronts."""
+    best = {number for front in data["fronts"] for number in front["points"]}
+    kept = sorted(data["points"], key=lambda of: of["point"] not in best)[:MOST_POINTS]
+    return sorted(kept, key=lambda of: of["point"])
 
 
 def _keys(data: dict[str, Any]) -> list[str]:
@@ -64,13 +71,6 @@ def _few_points(numbers: Sequence[int]) -> str:
     if len(numbers) > MOST_KINDS:
         return f"{len(numbers)} points"
     return f"point{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
-
-
-def _axis_in_words(of: list[Any] | dict[str, Any]) -> str:
-    """Values of an axis, or their range."""
-    if isinstance(of, list):
-        return value_in_words(of)
-    return f"{of['low']:g} to {of['high']:g}" + ", by magnitude" * of["log"] + ", whole" * of["integer"]
 
 
 # ---------------------------------------------------------------------- charts

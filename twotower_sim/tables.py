@@ -89,5 +89,12 @@ def value_in_words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def axis_in_words(of: list[Any] | dict[str, Any]) -> str:
+    """Values that something may have, or their range."""
+    if isinstance(of, list):
+        return "; ".join(map(value_in_words, of))
+    return f"{of['low']:g} to {of['high']:g}" + ", by magnitude" * of["log"] + ", whole" * of["integer"]
+
+
 def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
