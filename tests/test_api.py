@@ -101,6 +101,7 @@ ALONE = {"cache": None, "jobs": 1}
             ["compare", "chat.yaml", "chat.yaml", "--replications", "2", "--metric", "goodput"],
             lambda: api.compare(["chat.yaml"] * 2, replications=2, metrics=["goodput"], **ALONE),
         ),
+        (["plan", "plan.yaml", "--set", "seed=2"], lambda: api.plan("plan.yaml", {"seed": 2}, **ALONE)),
     ],
 )
 def test_pages(words, call, command, monkeypatch):

@@ -217,6 +217,13 @@ class PlanResult:
 
         _save(folder, FILES, lambda files: write_plan(files, self.plan), self.circumstances)
 
+    def html(self, file: Name) -> None:
+        """Write the page for browsers, for which a run of the answer is simulated again. Raises InputError."""
+        from twotower_sim.plan_page import write_plan_page
+
+        with _page(file) as page:
+            write_plan_page(page, self.report, self.plan.experiment, self.command)
+
 
 # ---------------------------------------------------------------------- traces
 

@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, model_validator
 
 from twotower_sim.errors import InputError
 from twotower_sim.scenario_workload import (
@@ -488,7 +488,7 @@ def _named_or_held(value: Any) -> Any:
     return value
 
 
-Asked = Annotated[Any, AfterValidator(_named_or_held)]
+Asked = Annotated[Any, AfterValidator(_named_or_held), WithJsonSchema({"type": ["string", "object"]})]
 """Of a study or plan, the path of its scenario from its own folder, or the scenario."""
 
 
