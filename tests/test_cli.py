@@ -126,8 +126,11 @@ def test_check(tmp_path):
     assert "gpu 'h300' is neither a preset (a100-80gb, b200, gb10, h100-sxm, h200) nor a file" in wrong.stderr
 
 
-def test_schema():
-    assert json.loads(call("scenario", "schema").stdout)["title"] == "Scenario"
+@pytest.mark.parametrize(
+    ("of", "title"), [((), "Scenario"), (("--of", "study"), "Study"), (("--of", "plan"), "PlanFile")]
+)
+def test_schema(of, title):
+    assert json.loads(call("scenario", "schema", *of).stdout)["title"] == title
 
 
 QUICK = "scenarios/quickstart.yaml"

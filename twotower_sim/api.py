@@ -219,15 +219,15 @@ def check(scenario: Given, set: Overrides = None, *, base: Name = ".") -> "Resol
     return resolved(_source(scenario, base, "scenario"), _changes(set))
 
 
-def schema() -> dict[str, Any]:
-    """The JSON Schema of scenario files.
+def schema(of: Literal["scenario", "study", "plan"] = "scenario") -> dict[str, Any]:
+    """The JSON Schema of files that say scenarios, studies or plans.
 
     >>> api.schema()["title"]
     'Scenario'
     """
-    from twotower_sim.scenario import Scenario
+    from twotower_sim.schema import schema_of
 
-    return Scenario.model_json_schema()
+    return schema_of(of)
 
 
 # ---------------------------------------------------------------------- traces

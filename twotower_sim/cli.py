@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -150,13 +150,15 @@ def check(scenario: ScenarioFile, set: Overrides = None) -> None:
 
 
 @scenario_app.command()
-def schema() -> None:
-    """Print the JSON Schema of scenario files, for editors."""
+def schema(
+    of: Annotated[Literal["scenario", "study", "plan"], typer.Option(help="What the files say.")] = "scenario",
+) -> None:
+    """Print the JSON Schema of scenario, study or plan files, for editors."""
     import json
 
-    from twotower_sim.scenario import Scenario
+    from twotower_sim.schema import schema_of
 
-    typer.echo(json.dumps(Scenario.model_json_schema(), indent=2))
+    typer.echo(json.dumps(schema_of(of), indent=2))
 
 
 @profile_app.command()

@@ -454,7 +454,7 @@ def _classes(run: Run, c: Columns, times: _Times, good: np.ndarray | None) -> di
 def _saturation(run: Run, c: Columns, done: np.ndarray) -> dict[str, Any]:
     if isinstance(run.scenario.workload, ClosedLoopWorkload):
         return Saturation(STABLE).plain()
-    columns = [column[done] for column in (c.arrival_ns, c.admit_ns, c.finish_ns, c.output_tokens, c.measured)]
+    columns = c.arrival_ns[done], c.admit_ns[done], c.finish_ns[done], c.output_tokens[done], c.measured[done]
     after, sessions = run.requests.after, run.requests.sessions
     if after is None or sessions is None:
         return judge_open(*columns).plain()
