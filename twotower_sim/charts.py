@@ -108,26 +108,17 @@ def histogram(title: str, what: str, unit: str, counts: Mapping[int, int]) -> Ch
     return Chart(title, "", _spec(bars, f"{title}: {unit} by {what}"), False)
 
 
-def bars(title: str, note: str, unit: str, parts: Sequence[tuple[str, float]]) -> Chart:
-    """One for each part, longer for more."""
+def bars(title: str, note: str, unit: str, parts: Sequence[tuple[str, float]], share: bool = False) -> Chart:
+    """One for each part; ``share``: of a whole."""
     altair = load_altair()
     rows = [{"part": name, "value": float(value)} for name, value in parts]
     names = altair.Y("part:N", title=None, sort=[name for name, _ in parts], axis=altair.Axis(labelLimit=200))
-    told = [altair.Tooltip("part:N", title="what"), altair.Tooltip("value:Q", title=unit, format=",.4g")]
-    across = altair.X("value:Q", title=unit, axis=altair.Axis(tickCount=6))
+    axis = altair.Axis(format="%") if share else altair.Axis(tickCount=6)
+    scale = altair.Scale(domain=[0, 1]) if share else altair.Undefined
+    across = altair.X("value:Q", title=unit, axis=axis, scale=scale)
+    told = [altair.Tooltip("part:N"), altair.Tooltip("value:Q", title=unit, format=".1%" if share else ",.4g")]
     drawn = _chart(altair, rows, ROW * len(rows)).mark_bar(aria=False).encode(x=across, y=names, tooltip=told)
-    return Chart(title, note, _spec(drawn, f"{title}: {note}"))
-
-
-def shares(title: str, note: str, parts: Sequence[tuple[str, float]]) -> Chart:
-    """A bar for each part of a whole."""
-    altair = load_altair()
-    rows = [{"part": name, "share": float(value)} for name, value in parts]
-    names = altair.Y("part:N", title=None, sort=[name for name, _ in parts], axis=altair.Axis(labelLimit=200))
-    across = altair.X("share:Q", title="share of time", axis=altair.Axis(format="%"), scale=altair.Scale(domain=[0, 1]))
-    told = [altair.Tooltip("part:N"), altair.Tooltip("share:Q", format=".1%")]
-    bars = _chart(altair, rows, ROW * len(rows)).mark_bar(aria=False).encode(x=across, y=names, tooltip=told)
-    return Chart(title, note, _spec(bars, f"{title}: {note}"), False)
+    return Chart(title, note, _spec(drawn, f"{title}: {note}"), not share)
 
 
 class Spot(NamedTuple):
@@ -150,7 +141,7 @@ def plane(
     """Spots by two figures; ``limit`` of y, as a line; ``share``: whether y is one."""
     altair = load_altair()
     across = altair.X("x:Q", title=x, scale=_scale(altair, [spot.x for spot in spots]), axis=altair.Axis(tickCount=6))
-    axis = altair.Axis(format="~%" if share else "~g", tickCount=6)
+    axis = altair.Axis(tickCount=6, **({"format": "~%"} if share else {}))
     up = altair.Y("y:Q", title=y, scale=_scale(altair, [*(spot.y for spot in spots), *(limit or ())[1:]]), axis=axis)
     color, shape = _kinds(altair, "kind", list(dict.fromkeys(spot.kind for spot in spots)))
     if any(spot.shape for spot in spots):
@@ -162,11 +153,8 @@ def plane(
         chart = _chart(altair, [spot._asdict() for spot in some], TALL)
         return getattr(chart, f"mark_{mark}")(aria=False, **marked).encode(x=across, y=up)
 
-    layers = [
-        layer(sorted(spot for spot in spots if spot.line), "line", style="quiet", strokeDash=[2, 3]).encode(
-            detail="line:N"
-        )
-    ]
+    joined = layer(sorted(spot for spot in spots if spot.line), "line", style="quiet", strokeDash=[2, 3])
+    layers = [joined.encode(detail="line:N")]
     for filled in (False, True):
         points = layer((spot for spot in spots if spot.filled == filled), "point", filled=filled, opacity=1, size=70)
         layers.append(points.encode(color=color, shape=shape, tooltip=told))
@@ -181,24 +169,27 @@ def plane(
 def _apart(spots: Sequence[Spot]) -> list[Spot]:
     """Those whose labels do not cover one another."""
     kept: list[tuple[Any, Spot]] = []
-    for spot, place in zip(spots, _placed(np.array([(spot.x, spot.y) for spot in spots]).reshape(-1, 2)), strict=True):
+    across, up = _placed([spot.x for spot in spots]), _placed([spot.y for spot in spots])
+    for spot, place in zip(spots, np.transpose([across, up]), strict=True):
         if all((abs(place - other) > LABEL).any() for other, _ in kept):
             kept.append((place, spot))
     return [spot for _, spot in kept]
 
 
-def _placed(values: np.ndarray) -> np.ndarray:
-    """Where values (n, 2) are between the ends of their axes, as shares of their lengths."""
-    columns = (
-        [np.log(of) if of.min() > 0 and of.max() > FAR * of.min() else of for of in values.T] if len(values) else []
-    )
-    return np.array([(of - of.min()) / (np.ptp(of) or 1.0) for of in columns]).T
+def _placed(values: Sequence[float]) -> np.ndarray:
+    """Where they are between the ends of their axis, as shares of its length."""
+    of = np.log(values) if _are_far(values) else np.array(values)
+    return (of - of.min()) / (np.ptp(of) or 1.0) if len(of) else of
+
+
+def _are_far(values: Sequence[float]) -> bool:
+    """Whether they are on a logarithmic axis."""
+    return bool(values) and min(values) > 0 and max(values) > FAR * min(values)
 
 
 def _scale(altair: Any, values: Sequence[float]) -> Any:
-    """Logarithmic where values are far apart."""
     low, high = min(values), max(values)
-    if low > 0 and high / low > FAR:
+    if _are_far(values):
         return altair.Scale(type="log", domain=[low / 1.2, high * 1.2], nice=False)
     room = (high - low or abs(high) or 1.0) * 0.08
     return altair.Scale(domain=[low - room, high + room], nice=False)
@@ -223,7 +214,7 @@ def ratios(title: str, note: str, rows: Sequence[Ratio]) -> Chart:
     room = 1.1 if log else 0.05 * (max(ends) - min(ends))
     domain = [min(ends) / room, max(ends) * room] if log else [min(ends) - room, max(ends) + room]
     scale = altair.Scale(type="log" if log else "linear", domain=domain, nice=False)
-    axis = altair.Axis(format="~g", tickCount=6)
+    axis = altair.Axis(tickCount=6)
     across, low = (altair.X(f"{end}:Q", title="ratio", scale=scale, axis=axis) for end in ("ratio", "low"))
     up = altair.Y("name:N", title=None, sort=names, axis=altair.Axis(labelLimit=180))
     color, shape = _kinds(altair, "kind", [*VERDICTS, *{row.kind for row in rows}.difference(VERDICTS)])
@@ -254,19 +245,16 @@ class Level(NamedTuple):
     name: str
 
 
-def levels(title: str, note: str, x: str, levels_: Sequence[Level], places: Sequence[Any]) -> Chart:
-    """Means with intervals over an axis: ``places`` in order, or none for numbers of any value."""
+def levels(
+    title: str, note: str, x: str, levels_: Sequence[Level], places: Sequence[Any], kinds: Sequence[str]
+) -> Chart:
+    """Means with intervals over an axis: ``places`` in order, or none for numbers of any value; ``kinds``: all that
+    charts beside this one tell apart."""
     altair = load_altair()
-    kinds = list(dict.fromkeys(of.kind for of in levels_))
     rows = [of._asdict() for of in levels_]
     if places:
-        across = altair.X(
-            "x:N",
-            title=x,
-            sort=list(places),
-            axis=altair.Axis(labelAngle=0, labelLimit=120),
-            scale=altair.Scale(padding=0.5),
-        )
+        axis, scale = altair.Axis(labelAngle=0, labelLimit=120), altair.Scale(padding=0.5)
+        across = altair.X("x:N", title=x, sort=list(places), axis=axis, scale=scale)
     else:
         across = altair.X("x:Q", title=x, scale=_scale(altair, [of.x for of in levels_]))
     ends = [end for of in levels_ for end in (of.mean, of.low, of.high) if end is not None]
@@ -275,9 +263,7 @@ def levels(title: str, note: str, x: str, levels_: Sequence[Level], places: Sequ
     told = [altair.Tooltip("name:N", title="what"), altair.Tooltip("mean:Q", title=title, format=",.4g")]
     told += [altair.Tooltip(f"{end}:Q", format=",.4g") for end in ("low", "high")]
     base = _chart(altair, rows).encode(x=across, y=up, color=color)
-    layers = (
-        [base.mark_rule(aria=False).encode(y=low, y2="high:Q")] if any(of.low is not None for of in levels_) else []
-    )
+    layers = [base.mark_rule(aria=False).encode(y=low, y2="high:Q")] * any(of.low is not None for of in levels_)
     if places:
         layers.append(base.mark_line(aria=False, opacity=0.6).encode(detail="line:N"))
     layers.append(base.mark_point(filled=True, opacity=1, size=50, aria=False).encode(shape=shape, tooltip=told))

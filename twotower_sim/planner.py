@@ -57,7 +57,7 @@ class Plan:
         """The answer in one."""
         most, best, closest = self.asked.most_gpus, self.answer.best, self.answer.closest
         if best:
-            cost = f"{best.gpus} GPUs, ${best.cost:.2f} an hour"
+            cost = f"{best.gpus} GPU{'s' * (best.gpus > 1)}, ${best.cost:.2f} an hour"
             return f"{best.deployment} meets all objectives at the least cost: {cost}."
         if closest is None:
             return f"No deployment meets this: none has at most {most} GPUs."

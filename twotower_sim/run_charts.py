@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twotower_sim.charts import Chart, Curve, Limit, distribution, histogram, over_time, shares
+from twotower_sim.charts import Chart, Curve, Limit, bars, distribution, histogram, over_time
 from twotower_sim.console import TITLES
 from twotower_sim.experiments import Experiment
 from twotower_sim.metrics import Results, evaluate
@@ -54,7 +54,7 @@ def work(of: Watched) -> Iterator[Chart]:
     if chart := histogram("Steps of a block", "denoise steps", "blocks", by_steps):
         yield chart
     for side, kinds in of.results.utilisation["share_of_time"].items():
-        yield shares("Where the time went", SIDES[side], list(kinds.items()))
+        yield bars("Where the time went", SIDES[side], "share of time", list(kinds.items()), share=True)
 
 
 def _latencies(runs: Mapping[str, Watched]) -> Iterator[Chart]:

@@ -57,6 +57,12 @@ def _keys(data: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(key for point in data["points"] for key in point["values"]))
 
 
+def _varied(data: dict[str, Any]) -> list[str]:
+    """First those that vary among the points that could be run."""
+    ran = [point["values"] for point in data["points"] if any(point["metrics"].values())]
+    return sorted(_keys(data), key=lambda key: len({value_in_words(values.get(key)) for values in ran}) < 2)
+
+
 def _verdicts(data: dict[str, Any]) -> dict[int, list[str]]:
     """Of the points that do not bear their load, or could not be run."""
     found: dict[int, list[str]] = {}
@@ -95,7 +101,7 @@ def _fronts(data: dict[str, Any]) -> Iterator[Chart]:
 
 def _kinds(data: dict[str, Any]) -> dict[int, str]:
     """Of points by their numbers: how good the text is, if that varies; else the first of what varies."""
-    points, keys = data["points"], _keys(data)
+    points, keys = data["points"], _varied(data)
     qualities = {point["point"]: _quality(point) for point in points}
     values = {point["point"]: _value(point, keys[0]) for point in points}
     several = len({qualities[point["point"]] for point in points if point["stable"]}) > 1
@@ -114,7 +120,7 @@ def _quality(point: dict[str, Any]) -> str:
 
 
 def _metrics(data: dict[str, Any]) -> Iterator[Chart]:
-    points, (first, *others) = data["points"], _keys(data)
+    points, (first, *others) = data["points"], _varied(data)
     kinds = _few({of["point"]: _value(of, others[0]) for of in points}, others[0]) if others else {}
     values = [of["values"].get(first) for of in points]
     places = _places(values)
@@ -133,7 +139,7 @@ def _metrics(data: dict[str, Any]) -> Iterator[Chart]:
             for of in there
         ]
         if found:
-            yield levels(heading(metric), note, first, found, places)
+            yield levels(heading(metric), note, first, found, places, list(dict.fromkeys(kinds.values())) or [""])
 
 
 def _places(values: Sequence[Any]) -> list[str]:
