@@ -57,7 +57,9 @@ def test_the_answer_is_that_of_brute_force(of, most_gpus):
     ]
     assert (answer.best.cost if answer.best else None) == (min(feasible) if feasible else None)
     assert len(set(servers.tried)) == len(servers.tried)  # nothing is tried twice
-    assert {trial.shape.candidate.name for trial in answer.fewest} | answer.dearer.keys() | answer.given_up.keys() == {one.name for one in of}
+    assert {trial.shape.candidate.name for trial in answer.fewest} | answer.dearer.keys() | answer.given_up.keys() == {
+        one.name for one in of
+    }
     for trial in answer.fewest:  # and one replica fewer does not do
         one, n = trial.shape.candidate, trial.shape.replicas
         assert n == 1 or not judge(Shape(one, n - 1), [served(Shape(one, n - 1))], [P90, GOOD]).meets

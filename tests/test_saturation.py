@@ -8,7 +8,7 @@ import pytest
 from conftest import AFFINE, run_of, synthetic
 
 from twotower_sim.occupancy import mean_level
-from twotower_sim.saturation import judge_conversations, judge_open
+from twotower_sim.saturation import doubts, judge_conversations, judge_open
 
 SEEDS = range(100)
 FULL = {"BACKLOGGED", "OVERLOADED"}
@@ -175,4 +175,14 @@ def test_conversations_that_slow_themselves_down_hide_no_overload(load, many, ve
 def test_whether_conversations_settled_is_said():
     assert conversations(0.5, 0, think=900).settled is False
     assert conversations(2, 0, turns=100, many=40).settled is False
-    assert queue(poisson(0.5, 0)).settled is None
+    assert queue(poisson(0.5, 0)).settled
+    assert queue(poisson(0.5, 0, requests=4), service=9.0).settled is False
+
+
+def test_a_load_that_had_not_settled_is_doubted():
+    _, short = run_of(workload=synthetic(requests=20, rate_rps=50, output_tokens=400))
+    assert doubts(short.saturation) == [
+        "the load arrived in too short a time to settle, so that STABLE says little: take more requests"
+    ]
+    _, long = run_of(workload=synthetic(requests=300))
+    assert doubts(long.saturation) == []

@@ -124,9 +124,6 @@ def _measured(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-UNSETTLED = "; conversations last longer than half the time in which they start: in a longer trace more would be open"
-
-
 def saturation_line(of: dict[str, Any]) -> str:
     verdict = of["verdict"]
     if of["window_s"] is None:
@@ -138,7 +135,7 @@ def saturation_line(of: dict[str, Any]) -> str:
     )
     return (
         f"{verdict}: the queue grew by {queue} of the work that arrived, all open work by {work}, waits by {wait} of "
-        f"the time (chance: {chance}); drained in {of['drain_s']:,.1f} s" + UNSETTLED * (of["settled"] is False)
+        f"the time (chance: {chance}); drained in {of['drain_s']:,.1f} s"
     )
 
 

@@ -24,6 +24,7 @@ from twotower_sim import __version__
 from twotower_sim.errors import InputError
 from twotower_sim.metrics import Columns, Results
 from twotower_sim.records import NOT_YET
+from twotower_sim.saturation import doubts
 from twotower_sim.simulation import Run
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def summary(run: Run, results: Results) -> dict[str, Any]:
         "classes": results.classes,
         "saturation": results.saturation,
         "provenance": run.provenance,
-        "warnings": run.warnings,
+        "warnings": [*run.warnings, *doubts(results.saturation)],
         "scenario": scenario.model_dump(by_alias=True),
     }
 
