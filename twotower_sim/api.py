@@ -225,8 +225,10 @@ def schema(of: Literal["scenario", "study", "plan"] = "scenario") -> dict[str, A
     >>> api.schema()["title"]
     'Scenario'
     """
-    from twotower_sim.schema import schema_of
+    from twotower_sim.schema import FILES, schema_of
 
+    if of not in FILES:
+        raise InputError(f"--of: found {of!r:.99}; allowed: {', '.join(FILES)}")
     return schema_of(of)
 
 
