@@ -33,6 +33,13 @@ def shown(request, tmp_path_factory, browser):
     return browser, path, data
 
 
+def pages(*names):
+    return pytest.mark.parametrize("shown", names, indirect=True, ids=": ".join)
+
+
+one_of_each = pages(("run", "classes"), ("sweep", "grid"), ("compare", "one that falls behind"), ("plan", "met"))
+
+
 def test_it_draws_without_errors_and_loads_nothing(shown):
     browser, _, data = shown
     assert browser.get_log("browser") == []
@@ -143,6 +150,7 @@ def luminance(colour: str) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
+@one_of_each
 def test_it_follows_the_system_while_it_is_open(shown):
     browser, path, _ = shown
     show(browser, path, scheme="light")
@@ -156,6 +164,7 @@ def test_it_follows_the_system_while_it_is_open(shown):
 REACHED = "details > summary, .scroll, pre, input, th button"
 
 
+@one_of_each
 def test_a_keyboard_reaches_all_of_it(shown):
     from selenium.webdriver.common.keys import Keys
 
@@ -218,8 +227,7 @@ def test_names_are_text_and_never_markup(kind, browser, tmp_path, monkeypatch):
 
 
 def of_kind(kind):
-    names = [of for of in PAGES if of[0] == kind]
-    return pytest.mark.parametrize("shown", names, indirect=True, ids=": ".join)
+    return pages(*(of for of in PAGES if of[0] == kind))
 
 
 @of_kind("run")

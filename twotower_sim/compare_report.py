@@ -52,7 +52,11 @@ def compare_and_report(
 
 
 def report(of: Compared) -> dict[str, Any]:
-    """The truth of a comparison: the same bytes wherever and however often it runs."""
+    """The truth of a comparison: the same bytes wherever and however often it runs.
+
+    ``answer``: in a sentence; ``saturation``: the verdict on each run. Of a metric, ``comparable``: whether it does not
+    depend on how long runs are; ``verdict``: better, worse or not told apart from the first scenario's.
+    """
     seed = of.sides[0].scenario.seed
     return {
         "replications": of.replications,

@@ -63,7 +63,12 @@ def write_sweep(files: list[Path], done: Sweep) -> dict[str, Any]:
 
 
 def report(of: Sweep) -> dict[str, Any]:
-    """The truth of a sweep: the same bytes wherever and however often it runs."""
+    """The truth of a sweep: the same bytes wherever and however often it runs.
+
+    ``answer``: in a sentence; ``shown``: the point that it names, and its scenario; ``best``: of each metric;
+    ``fronts``: numbers of points that nothing beats in what is paid, what is felt and quality. Of a point, ``stable``:
+    whether it bears its load in every run; ``quality``: share of the autoregressive model's, None where unpublished.
+    """
     found = Findings(of)
     stable = set(found.stable)
     sources: dict[tuple[str, str], list[int]] = defaultdict(list)
