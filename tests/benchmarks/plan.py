@@ -4,33 +4,32 @@
 """
 
 import json
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import yaml
 
-from twotower_sim.plan_report import plan_and_report
-from twotower_sim.result_cache import ResultCache
-from twotower_sim.workers import Workers
-
 ROOT = Path(__file__).parents[2]
 PLAN = ROOT / "scenarios" / "plans" / "azure_conversation.yaml"
-PAGES = ROOT / "reports"
 
 
-def planned(trace: str, times: int) -> dict:
-    """The shipped plan on all of the trace."""
-    asked = yaml.safe_load(PLAN.read_text()) | {
-        "scenario": str(ROOT / "scenarios" / "quickstart.yaml"),
-        "set": {"workload": {"kind": "trace", "path": str(Path(trace).resolve()), "rate_scale": times}},
-    }
-    with tempfile.TemporaryDirectory() as name:
-        path, out = Path(name) / f"azure_{times}x.yaml", Path(name) / "out"
-        path.write_text(json.dumps(asked))
-        page = PAGES / f"plan_{times}x.html"
-        plan_and_report(path, [], out, page, ResultCache(Path(name) / "cache"), Workers(), quiet=True)
-        return json.loads((out / "plan.json").read_text())
+def planned(trace: Path, times: int) -> dict:
+    """The shipped plan on all of the trace; its page goes to reports."""
+    name = f"plan_{times}x"
+    workload = {"kind": "trace", "path": trace.name, "rate_scale": times}
+    asked = yaml.safe_load(PLAN.read_text()) | {"scenario": "scenario.yaml", "set": {"workload": workload}}
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        shutil.copy(ROOT / "scenarios" / "quickstart.yaml", here / "scenario.yaml")
+        (here / trace.name).symlink_to(trace.resolve())
+        (here / f"{name}.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
+        command = ["plan", f"{name}.yaml", "--out", "out", "--html", f"{name}.html", "--quiet"]
+        subprocess.run([sys.executable, "-m", "twotower_sim", *command], cwd=here, check=True)
+        shutil.copy(here / f"{name}.html", ROOT / "reports")
+        return json.loads((here / "out" / "plan.json").read_text())
 
 
 def show(times: int, found: dict) -> None:
@@ -71,7 +70,7 @@ def main(trace: str) -> None:
         "with each way of decoding.\n"
     )
     for times in (1, 10):
-        show(times, planned(trace, times))
+        show(times, planned(Path(trace), times))
 
 
 if __name__ == "__main__":
