@@ -60,7 +60,7 @@ SIDES = {
 
 PLAN = {
     "scenario": "asked.yaml",
-    "set": {"latency": AFFINE, "workload": synthetic(requests=200, rate_rps=60), "scheduler.max_num_seqs": 16},
+    "set": {"latency": AFFINE, "workload": synthetic(requests=700, rate_rps=60), "scheduler.max_num_seqs": 16},
     "objectives": {"request_latency.p90": 2500, "good_request_fraction": 0.9},
     "choices": {
         "decoding": [{"kind": "two_tower"}, {"kind": "two_tower", "gamma": 0.6}, {"kind": "autoregressive"}],
@@ -72,6 +72,7 @@ PLAN = {
 }
 PLANS = {
     "met": PLAN,
+    "too short": PLAN | {"set": PLAN["set"] | {"workload": synthetic(requests=60, rate_rps=200)}, "replications": 1},
     "missed": PLAN | {"objectives": {"request_latency.p90": 1}, "most_gpus": 4, "quality_floor": 0.98, "replications": 1},
     "out of reach": PLAN | {"most_gpus": 1, "choices": {"decoding": [{"kind": "two_tower"}]}, "margin": False},
 }  # fmt: skip

@@ -25,8 +25,11 @@ def served(shape: Shape, noise: float = 0.0) -> dict:
     nothing = {key: {} for key in ("counts", "blocks", "utilisation", "memory", "cost", "quality", "classes")}
     return nothing | {
         "metrics": {"time_to_first_token": {"avg": latency_ms / 2, "p90": latency_ms}, "good_request_fraction": good},
-        "saturation": {"verdict": "STABLE" if spare > 0 else "OVERLOADED"},
+        "saturation": {"verdict": "STABLE" if spare > 0 else "OVERLOADED", "settled": shape.load < SETTLES},
     }
+
+
+SETTLES = 20.0
 
 
 class Servers:
@@ -136,3 +139,25 @@ def test_the_front_has_what_nothing_beats():
     ]
     trials = [judge(Shape(one, 1), [served(Shape(one, 1))], [P90]) for one in of]
     assert [trial.shape.candidate.name for trial in front(trials)] == ["cheap", "exact", "fast"]
+
+
+def test_there_is_no_answer_from_a_load_that_had_not_settled():
+    def short(shapes):
+        found = [[served(shape)] for shape in shapes]
+        for (summary,) in found:
+            summary["saturation"]["settled"] = False
+        return found
+
+    answer = find([candidate("a", 3.0)], [P90], 64, short)
+    assert answer.best is None
+    assert answer.closest.meets
+    assert not answer.closest.settled
+    assert answer.closest.shape == find([candidate("a", 3.0)], [P90], 64, Servers()).best.shape
+
+
+def test_the_margin_ends_where_loads_do_not_settle(monkeypatch):
+    best = find([candidate("a", 900.0)], [P90], 64, Servers()).best
+    monkeypatch.setattr("test_capacity.SETTLES", 2.0)
+    assert breaking_load(best, [P90], Servers()) == (1.25**3, math.inf)
+    monkeypatch.setattr("test_capacity.SETTLES", 1.1)
+    assert breaking_load(best, [P90], Servers()) == (1.0, math.inf)

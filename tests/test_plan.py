@@ -18,7 +18,7 @@ from twotower_sim.workers import Workers
 
 LENGTH = {"kind": "lognormal", "mean": 200, "cv": 0.5, "max": 800}
 SCENARIO = {
-    "workload": {"kind": "synthetic", "requests": 600, "arrivals": {"kind": "poisson", "rate_rps": 90},
+    "workload": {"kind": "synthetic", "requests": 1200, "arrivals": {"kind": "poisson", "rate_rps": 90},
                  "input_tokens": LENGTH, "output_tokens": LENGTH},
     "scheduler": {"max_num_seqs": 16},
     "latency": AFFINE,
@@ -156,6 +156,17 @@ def test_nothing_meets_what_cannot_be(tmp_path):
     assert {row["candidate"] for row in rows} == answer["given_up"].keys()
 
 
+def test_a_load_that_is_too_short_gives_no_answer(tmp_path):
+    workload = SCENARIO["workload"] | {"requests": 40, "arrivals": {"kind": "poisson", "rate_rps": 200}}
+    answer = found(tmp_path, {"margin": True}, {"workload": workload})
+    assert answer["answer"].startswith("This load is too short to tell: 1 x (")
+    assert not answer["met"]
+    assert answer["closest"]["meets"]
+    assert not answer["closest"]["settled"]
+    assert answer["load"] is None
+    assert any("too short a time to settle" in warning for warning in answer["warnings"])
+
+
 def test_a_quality_floor_takes_only_what_is_known(tmp_path):
     decodings = [
         {"kind": "two_tower", "gamma": 0.8},
@@ -207,7 +218,9 @@ def test_the_command_on_the_shipped_plan(tmp_path, monkeypatch, capsys):
         "--jobs",
         "1",
     ]
-    monkeypatch.setattr("sys.argv", ["twotower-sim", *command, "--set", "workload.requests=400"])
+    monkeypatch.setattr(
+        "sys.argv", ["twotower-sim", *command, "--set", "workload.requests=300", "--set", "workload.rate_scale=1"]
+    )
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 0

@@ -130,8 +130,8 @@ def test_a_few_proposals_find_what_trying_all_finds(tmp_path):
     for seed in (0, 1):
         few = solved(tmp_path, search={"candidates": 32, "seed": seed})
         assert len(names(few)) <= 32 + 5 * 3  # without the towers there is no placement: all are tried
-        assert few.answer.best.meets
-        assert few.answer.best.cost == every.answer.best.cost
+        assert few.shown.meets
+        assert few.shown.cost == every.shown.cost
         assert len(few.answer.trials) < len(every.answer.trials)
         again = solved(tmp_path, search={"candidates": 32, "seed": seed})
         assert again.trials == few.trials
@@ -145,7 +145,7 @@ def test_a_range_is_proposed_from(tmp_path):
     tried = [of.shape.candidate.overrides["scheduler.max_num_seqs"] for of in plan.answer.trials]
     assert all(isinstance(of, int) and 3 <= of <= 90 for of in tried)
     assert 4 <= len(set(tried)) <= 12
-    assert plan.answer.best.meets
+    assert plan.shown.meets
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_without_optuna_it_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match=r"needs optuna: pip install 'twotower-sim\[search\]'"):
         solved(tmp_path, search={"candidates": 32})
-    assert solved(tmp_path, choices={"decoding": [{"kind": "autoregressive"}]}).answer.best
+    assert solved(tmp_path, choices={"decoding": [{"kind": "autoregressive"}]}).shown.meets

@@ -74,12 +74,21 @@ class Trial:
         return bool(self.verdicts) and all(verdict == STABLE for verdict in self.verdicts)
 
     @property
+    def settled(self) -> bool:
+        """Whether every run was long enough for its verdict to be relied on, as far as is known."""
+        return all(summary["saturation"]["settled"] is not False for summary in self.summaries)
+
+    @property
     def meets(self) -> bool:
         return self.stable and self.ratio <= 1
 
     @property
     def cost(self) -> float:
         return self.shape.candidate.cost(self.shape.replicas)
+
+    @property
+    def price(self) -> str:
+        return f"{self.gpus} GPU{'s' * (self.gpus > 1)}, ${self.cost:.2f} an hour"
 
     @property
     def gpus(self) -> int:
@@ -100,7 +109,8 @@ Try = Callable[[list[Shape]], Iterable[list[dict[str, Any]] | str]]
 
 @dataclass(frozen=True)
 class Answer:
-    """``best`` None: nothing meets the objectives, and ``closest`` comes nearest. ``fewest``: of every candidate that
+    """``best`` None: nothing meets the objectives, and ``closest`` comes nearest; or the cheapest that does is
+    ``closest``, since its load had not settled: a longer one may take more. ``fewest``: of every candidate that
     meets them; ``dearer``: of those that were given up since others of their group cost less, which; ``given_up``: why
     the rest does not."""
 
@@ -210,6 +220,8 @@ class Search:
         trials = list(self._trials.values())
         best = min((of for of in trials if of.meets), key=_order, default=None)
         closest = None if best else min(trials, key=lambda of: (not of.stable, of.ratio, of.cost), default=None)
+        if best and not best.settled:
+            best, closest = None, best
         return Answer(best, closest, list(self._fewest.values()), dict(self._dearer), dict(self._given_up), trials)
 
 
@@ -251,30 +263,36 @@ def breaking_load(
     best: Trial, objectives: Sequence[Objective], run: Try, most: float = 8.0, within: float = 0.02
 ) -> tuple[float, float]:
     """(load that the deployment still bears, load at which it fails), as multiples of the one asked for; within that
-    share of each other, or (most, inf)."""
+    share of each other, or further apart where the load between them is too short to settle; (load, inf) where it is
+    the most that was tried, or that settles."""
     low, high = 1.0, 1.0
     while high < most:
         high = min(high * 1.25, most)
-        if not _bears(best, high, objectives, run):
+        bears = _bears(best, high, objectives, run)
+        if bears is None:
+            return low, inf
+        if not bears:
             break
         low = high
     else:
         return most, inf
     while high / low > 1 + within:
         middle = (low * high) ** 0.5
-        if _bears(best, middle, objectives, run):
-            low = middle
-        else:
-            high = middle
+        bears = _bears(best, middle, objectives, run)
+        if bears is None:
+            return low, high
+        low, high = (middle, high) if bears else (low, middle)
     return low, high
 
 
-def _bears(best: Trial, load: float, objectives: Sequence[Objective], run: Try) -> bool:
+def _bears(best: Trial, load: float, objectives: Sequence[Objective], run: Try) -> bool | None:
+    """None where the load is too short to tell."""
     shape = best.shape._replace(load=load)
     (found,) = run([shape])
     if isinstance(found, str):  # what ran before does not now
         raise InputError(f"{best.deployment}: {found}")
-    return judge(shape, found, objectives).meets
+    trial = judge(shape, found, objectives)
+    return None if trial.meets and not trial.settled else trial.meets
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:

@@ -100,6 +100,7 @@ def _plain(of: Trial | None) -> dict[str, Any] | None:
         "usd_per_hour": of.cost,
         "quality": candidate.quality,
         "saturation": of.verdicts,
+        "settled": of.settled,
         "meets": of.meets,
         "objectives": {name: plain_estimate(estimate) for name, estimate in of.figures.items()},
     }
@@ -127,7 +128,7 @@ def _print(plan: Plan, console: Console) -> None:
         say(
             "Margin",
             f"it bears {bears:.2f} times the load, "
-            + ("the largest tried" if breaks == inf else f"breaks at {breaks:.2f}"),
+            + ("the largest tried, or that settles" if breaks == inf else f"breaks at {breaks:.2f}"),
         )
     elif answer.best and asked.margin and not plan.can_scale:
         say("Margin", "not found: no one key of this workload sets its rate")
@@ -161,5 +162,7 @@ def _table(plan: Plan) -> Table:
 def _why_not(asked: PlanFile, of: Trial) -> str:
     if not of.stable:
         return f"{of.deployment} is {of.verdict}; its percentiles say nothing"
+    if of.meets:
+        return f"{of.deployment} meets all objectives in a load that had not settled; a longer one may take more"
     missed = [bound.figure for bound in asked.bounds if bound.ratio(of.figures[bound.figure]) > 1]
     return f"{of.deployment}: " + ", ".join(f"{name} {shown(of.figures[name])}" for name in missed)

@@ -57,10 +57,12 @@ class Plan:
         """The answer in one."""
         most, best, closest = self.asked.most_gpus, self.answer.best, self.answer.closest
         if best:
-            cost = f"{best.gpus} GPU{'s' * (best.gpus > 1)}, ${best.cost:.2f} an hour"
-            return f"{best.deployment} meets all objectives at the least cost: {cost}."
+            return f"{best.deployment} meets all objectives at the least cost: {best.price}."
         if closest is None:
             return f"No deployment meets this: none has at most {most} GPUs."
+        if closest.meets:
+            met = f"{closest.deployment} meets all objectives in it ({closest.price})"
+            return f"This load is too short to tell: {met}, but it had not settled. Take more requests."
         state = "" if closest.stable else f", which is {closest.verdict}"
         return f"No deployment of at most {most} GPUs meets this; closest is {closest.deployment}{state}."
 
