@@ -22,7 +22,7 @@ from twotower_sim import api, outcomes
 from twotower_sim.cli import app
 
 CHAT = {
-    "workload": synthetic(requests=60, rate_rps=20.0),
+    "workload": synthetic(requests=60, rate_rps=4.0),
     "decoding": {"gamma": 0.7},
     "slo": {"request_latency_ms": 5000},
 }
