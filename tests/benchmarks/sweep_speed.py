@@ -1,7 +1,7 @@
 """200 points of the Azure conversation trace as a sweep: on one core, on two, and on two Dask workers, each in a process of its
 own with an empty cache; not part of CI.
 
-.venv/bin/python tests/benchmarks/sweep_speed.py AZURE_TRACE > reports/sweep_speed.md
+.venv/bin/python tests/benchmarks/sweep_speed.py AZURE_TRACE [ROUNDS] > reports/sweep_speed.md
 """
 
 import json
@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
-ROUNDS = 3
 STUDY = {
     "design": {
         "kind": "grid",
@@ -65,7 +64,7 @@ def dask_cluster(folder: Path, workers: int):
         yield json.loads(found.read_text())["address"]
 
 
-def main(trace: str) -> None:
+def main(trace: str, rounds: int = 1) -> None:
     with tempfile.TemporaryDirectory() as name, dask_cluster(Path(name), 2) as address:
         path = study(Path(name), trace)
         ways = {
@@ -75,7 +74,7 @@ def main(trace: str) -> None:
         }
         times: dict[str, list[float]] = {way: [] for way in ways}
         found = set()
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for way, options in ways.items():
                 seconds, result = timed(path, *options)
                 times[way].append(seconds)
@@ -87,7 +86,7 @@ def main(trace: str) -> None:
     print(
         f"# {POINTS} points of the Azure conversation trace on two cores\n\n"
         "Made by `python tests/benchmarks/sweep_speed.py AZURE_TRACE` on a shared machine of two cores: 19,366 requests a point,\n"
-        f"the whole command each time, nothing cached, {ROUNDS} rounds in turn. All wrote the same `sweep.json`, to the byte.\n\n"
+        f"the whole command each time, nothing cached, {rounds} round{'s' * (rounds > 1)} in turn. All wrote the same `sweep.json`, to the byte.\n\n"
         "| | wall time, s | median | speed-up of each round | median |\n| --- | --- | --- | --- | --- |"
     )
     for way, taken in times.items():
@@ -99,4 +98,4 @@ def main(trace: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))
