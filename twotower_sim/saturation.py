@@ -23,7 +23,7 @@ start on, and the window ends when the last one starts.
 
 ``settled``: the window is at least 5 times as long as the median request took (2 times as long as the median
 conversation). In a shorter one a batch may fill up without end, and STABLE says little: in trials with 16 replicas a
-load of 1.5 times what they bear was never found out in windows of 2 latencies, and always in windows of 4.
+load of 1.5 times what they bear was never found out in windows of 1.5 latencies, and always in windows of 3.7.
 
 Near capacity the verdict is one of luck. A load 10 % below or above it is told apart from some 2,000 requests on, if it
 is as steady as Poisson arrivals; the more uneven, the more requests it takes.
