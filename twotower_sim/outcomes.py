@@ -188,8 +188,8 @@ class CompareResult:
 
 @dataclass(frozen=True, eq=False)
 class PlanResult:
-    """``answer``: in a sentence; ``met``: whether any deployment meets all objectives; ``report``: what plan.json
-    says."""
+    """``answer``: in a sentence; ``met``: whether a deployment is known to meet all objectives, in a load that is long
+    enough to tell; ``report``: what plan.json says."""
 
     name: str
     answer: str
